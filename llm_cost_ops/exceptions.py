@@ -286,9 +286,7 @@ def _kind_of(error: RpcError) -> tuple[type[CostOpsError], int | None]:
 def error_from_rpc(error: RpcError, attempts: int = 1, waited: float = 0.0) -> CostOpsError:
     """The public error for a call that failed. Total: every status and every code has a class."""
     kind, status = _kind_of(error)
-    message = error.message or error.code.name.lower().replace("_", " ")
-    if error.local_detail:
-        message = f"{message} ({error.local_detail})"
+    message = error.local_message
     facts: dict[str, Any] = {
         "status_code": status,
         "code": error.error_code or error.code.name,

@@ -60,6 +60,10 @@ def _add_completion(commands: Commands, root: argparse.ArgumentParser) -> None:
     parser.set_defaults(run="completion:completion", parser=root)
 
 
+def _add_db(parser: argparse.ArgumentParser, default: str = "llm_cost_ops.db") -> None:
+    parser.add_argument("--db", type=some_text, default=default, metavar="PATH", help="default: %(default)s")
+
+
 def _add_quickstart(commands: Commands) -> None:
     parser = commands.add_parser(
         "quickstart", help="record example responses with the embedded engine and show what they cost"
@@ -67,9 +71,7 @@ def _add_quickstart(commands: Commands) -> None:
     parser.add_argument(
         "file", nargs="?", help="JSONL of provider responses; default: the examples of a checkout"
     )
-    parser.add_argument(
-        "--db", type=some_text, default="quickstart.db", metavar="PATH", help="default: %(default)s"
-    )
+    _add_db(parser, "quickstart.db")
     parser.set_defaults(run="importing:quickstart")
 
 
@@ -107,9 +109,7 @@ def _add_dashboard(commands: Commands) -> None:
         description="Serve the dashboard of a database on loopback, and open it in the browser, until it is "
         "interrupted. A database that holds API keys asks for one.",
     )
-    parser.add_argument(
-        "--db", type=some_text, default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s"
-    )
+    _add_db(parser)
     parser.add_argument("--port", type=int, default=0, metavar="N", help="default: any that is free")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     parser.set_defaults(run="serving:dashboard")
@@ -146,9 +146,7 @@ def _add_keys(commands: Commands) -> None:
     revoke = actions.add_parser("revoke", help="refuse a key from now on, in running servers too")
     revoke.add_argument("id", metavar="ID", help="as `list` shows it")
     for action in (create, listing, revoke):
-        action.add_argument(
-            "--db", type=some_text, default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s"
-        )
+        _add_db(action)
     add_form(listing)
     parser.set_defaults(run="keys:keys")
 

@@ -108,6 +108,12 @@ class RpcError(Exception):
         self.local_detail = local_detail
 
     @property
+    def local_message(self) -> str:
+        """The message with what only who runs the service should read."""
+        message = self.message or self.code.name.lower().replace("_", " ")
+        return f"{message} ({self.local_detail})" if self.local_detail else message
+
+    @property
     def is_refusal(self) -> bool:
         """Whether the server had too many calls, did nothing with this one, and says when to come again."""
         return self.error_code == OVERLOADED and self.retry_after is not None

@@ -228,8 +228,7 @@ async def _remove_daily(ledger: Ledger) -> None:
                     done.removed_before,
                 )
         except RpcError as error:
-            why = f" ({error.local_detail})" if error.local_detail else ""
-            _log.error("what is past its retention was not removed: %s%s", error.message, why)
+            _log.error("what is past its retention was not removed: %s", error.local_message)
         await asyncio.sleep(_DAY)
 
 
@@ -316,8 +315,7 @@ async def _opened(db: str, durability: str) -> Ledger:
     except RpcError as error:
         await ledger.aclose()
         shown = without_password(db)
-        why = f" ({error.local_detail})" if error.local_detail else ""
-        raise ConfigurationError(f"db {shown}: {error.message}{why}", parameter="db") from error
+        raise ConfigurationError(f"db {shown}: {error.local_message}", parameter="db") from error
     return ledger
 
 

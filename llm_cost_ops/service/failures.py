@@ -21,4 +21,4 @@ def log_failure(error: RpcError, request_id: str) -> None:
     reason, now = (error.code, error.error_code, error.message), time.monotonic()
     if now - _logged.get(reason, -_MIN_BETWEEN_LINES) >= _MIN_BETWEEN_LINES:
         _logged[reason] = now
-        _log.error("%s (%s), request %s", error.message, error.local_detail, request_id)
+        _log.error("%s, request %s", error.local_message, request_id)
