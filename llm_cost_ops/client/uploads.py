@@ -172,7 +172,9 @@ class _Sender:
 
     def _take(self, segment: Segment, index: int, record: UsageRecord) -> None:
         if not isinstance(record, UsageRecord):
-            raise _refused(Violation(f"records[{index}]", "must be a UsageRecord"))
+            raise _refused(
+                Violation(f"records[{index}]", f"must be a UsageRecord, not {type(record).__name__}")
+            )
         if self._checks:
             from llm_cost_ops.rules.requests import check_record
 
