@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -265,6 +266,7 @@ def test_a_record_is_shown_with_its_receipt(database: Path, capsys: pytest.Captu
         "it is the same",
     ):
         assert text in shown
+    assert re.search(r"^ingested_at +\S+Z$", shown, re.MULTILINE), "times are all in one form"
     assert run("usage", "show", record.id, *place, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert Decimal(answer["cost"]["total_cost"]) == total
