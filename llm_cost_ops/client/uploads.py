@@ -238,11 +238,16 @@ async def _receipt(
     receipt = StreamReceipt()
     async with aclosing(stream):
         async for progress in stream:
-            kept = [*receipt.problems, *progress.problems][:MAX_PROBLEMS]
+            # What the client found out itself stands before what the service has answered since.
+            kept = sorted([*receipt.problems, *progress.problems], key=_place)[:MAX_PROBLEMS]
             receipt = StreamReceipt(**{**msgspec.structs.asdict(progress), "problems": kept})
             if on_progress is not None:
                 on_progress(progress)
     return receipt
+
+
+def _place(problem: StreamProblem) -> int:
+    return problem.index
 
 
 def _invalid(index: int, violations: list[Violation]) -> StreamProblem:

@@ -147,11 +147,15 @@ def _submit(
 
 def _submit_at_any_time(
     request: SubmitUsageRequest,
-    _now: datetime,
+    now: datetime,
     violations: list[Violation],
     keep_unknown: bool,
 ) -> None:
-    _submit(request, None, violations, keep_unknown)
+    found: list[Violation] = []
+    _submit(request, None, found, keep_unknown)
+    if found:
+        # It is refused whatever its time is, and then that is said as well.
+        _submit(request, now, violations, keep_unknown)
 
 
 def _batch(
