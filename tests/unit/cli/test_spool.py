@@ -53,3 +53,7 @@ def test_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
     file.touch()
     assert main(["spool", "status", str(file)]) == 2
     assert str(file) in capsys.readouterr().err
+    for action, *place in (["status"], ["drain", "--db", str(tmp_path / "costs.db")]):
+        assert main(["spool", action, str(tmp_path / "spol"), *place]) == 2
+        assert "there is no spool" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [file], "what was misspelt is not made"
