@@ -181,6 +181,8 @@ class Session:
         """Whether COMMIT was sent and not answered: what was written may be there."""
         self.known: dict[Any, Any] = {}
         """Ids of rows that never change, as this connection has seen them committed."""
+        self.looks = 0
+        """How many of the next writes look for their rows before they copy them; see writing.py."""
         self._synchronous_commit = synchronous_commit
         self._until: float | None = None
         self._warned = False
