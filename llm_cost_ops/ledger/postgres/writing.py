@@ -60,10 +60,11 @@ _ADDED = (
     "coalesce(usr, ''), count(*), sum(requests), sum(input), sum(output), sum(cached), "
     "coalesce(sum(requests) FILTER (WHERE cost IS NULL), 0), coalesce(sum(cost), 0)"
 )
+_REVISION = "SELECT coalesce(max(seq), 0) AS revision FROM llm_cost_ops.card"
 # Rows are inserted in the order of their ids: two transactions that share some wait for each other in one
 # direction only.
 _INSERT = f"""
-    WITH at AS (SELECT coalesce(max(seq), 0) AS revision FROM llm_cost_ops.card),
+    WITH at AS ({_REVISION}),
     sent AS MATERIALIZED (
         SELECT n.* FROM unnest({_ARRAYS}) AS n ({_COLUMNS})
         WHERE %(revision)s::bigint IS NULL OR %(revision)s::bigint = (SELECT revision FROM at)
@@ -80,12 +81,10 @@ _INSERT = f"""
 """
 # LATERAL with a limit: joined, a table of some 100,000 rows is read whole.
 _LOOK = """
-    SELECT (SELECT coalesce(max(seq), 0) FROM llm_cost_ops.card), array(
-        SELECT n.place FROM unnest(%(orgs)s::int[], %(ids)s::uuid[]) WITH ORDINALITY AS n (org, id, place)
-        CROSS JOIN LATERAL (
-            SELECT 1 FROM llm_cost_ops.usage u WHERE u.org = n.org AND u.id = n.id LIMIT 1
-        ) AS u
-    )
+    SELECT n.place FROM unnest(%(orgs)s::int[], %(ids)s::uuid[]) WITH ORDINALITY AS n (org, id, place)
+    CROSS JOIN LATERAL (
+        SELECT 1 FROM llm_cost_ops.usage u WHERE u.org = n.org AND u.id = n.id LIMIT 1
+    ) AS u
 """
 _COPY = f"COPY llm_cost_ops.usage (org, {_COLUMNS}) FROM STDIN"
 # The rows of this transaction, which usage_commit finds.
@@ -93,8 +92,8 @@ _ADD_DELTAS = f"""
     INSERT INTO llm_cost_ops.delta (org, bucket, series, usr, records, requests, input, output, cached,
         unpriced, cost)
     SELECT u.org, {_QUARTER}, series, {_ADDED} FROM llm_cost_ops.usage u
-    WHERE u.org = ANY(%(orgs)s::int[]) AND u.xid = pg_current_xact_id()
-        AND u.seq >= %(first)s AND u.seq <= %(last)s
+    WHERE u.org = ANY('{{orgs}}'::int[]) AND u.xid = pg_current_xact_id()
+        AND u.seq >= {{first}} AND u.seq <= {{last}}
     GROUP BY u.org, {_QUARTER}, series, usr
 """
 
@@ -146,13 +145,14 @@ def _insert(session: Session, placed: list[_Placed], revision: int | None) -> Fo
     for each in placed:
         of_org.setdefault(each.org, []).append(each)
     with _undone_when_it_fails(session), session.connection.pipeline():
-        _begin(session, revision)
+        session.begin_in_pipeline()
+        for lock in _lock(revision):
+            session.run(lock)
         answers = {
             org: session.run(_INSERT, org=org, revision=revision, **_columns(of_org[org]))
             for org in sorted(of_org)
         }
-        session.begin_commit()
-        session.run("COMMIT")
+        session.commit_in_pipeline()
     session.end_commit()
     found: Found = {}
     for org, cursor in answers.items():
@@ -168,42 +168,35 @@ def _insert(session: Session, placed: list[_Placed], revision: int | None) -> Fo
 
 def _copy(session: Session, placed: list[_Placed], revision: int | None) -> Found | None:
     with _undone_when_it_fails(session):
-        with session.connection.pipeline():
-            _begin(session, revision)
-            sought = placed if session.looks else []
-            looked = session.run_planned(
-                _LOOK,
-                orgs=text_array([each.org for each in sought]),
-                ids=text_array([each.id for each in sought]),
-            )
-        [(at, there)] = looked.fetchall()
-        session.looks = _LOOKS if there else max(0, session.looks - 1)
+        [(at,)] = session.begin(*_lock(revision), _REVISION).fetchall()
         if revision not in (None, at):
             session.roll_back()
             return None
-        taken = {placed[number - 1][:2] for number in there}
+        taken = _taken(session, placed) if session.looks else set()
         firsts = {each[:2]: each for each in reversed(placed) if each[:2] not in taken}
-        new = sorted(firsts.values())
+        new, last = sorted(firsts.values()), []
         if new:
             session.copy(_COPY, _lines(new))
-        with session.connection.pipeline():
-            if new:
-                seqs, written = [each.seq for each in new], list({each.org for each in new})
-                session.run_planned(_ADD_DELTAS, orgs=written, first=min(seqs), last=max(seqs))
-            session.begin_commit()
-            session.run("COMMIT")
-    session.end_commit()
+            seqs, orgs = [each.seq for each in new], list({each.org for each in new})
+            last = [_ADD_DELTAS.format(orgs=text_array(orgs), first=min(seqs), last=max(seqs))]
+        session.commit(*last)
     found: Found = {}
     for each in new:
         found.setdefault(each.org, []).append(each.place)
     return found
 
 
-def _begin(session: Session, revision: int | None) -> None:
-    session.run("BEGIN")
-    session.settings()
-    if revision is not None:
-        session.run("SELECT pg_advisory_xact_lock_shared(%s)", schema.LOCK_CARDS)
+def _taken(session: Session, placed: list[_Placed]) -> set[tuple[Any, ...]]:
+    """The organizations and ids of those rows that are there already."""
+    orgs, ids = text_array([each.org for each in placed]), text_array([each.id for each in placed])
+    taken = {placed[place - 1][:2] for (place,) in session.run_planned(_LOOK, orgs=orgs, ids=ids)}
+    session.looks = _LOOKS if taken else session.looks - 1
+    return taken
+
+
+def _lock(revision: int | None) -> list[str]:
+    """SQL by which no card is added until the end of the transaction, where the cards' revision matters."""
+    return [] if revision is None else [f"SELECT pg_advisory_xact_lock_shared({schema.LOCK_CARDS})"]
 
 
 @contextmanager
