@@ -173,7 +173,9 @@ class _Sender:
 
     def _take(self, segment: Segment, index: int, record: UsageRecord) -> None:
         if not isinstance(record, UsageRecord):
-            raise _refused(Violation(f"records[{index}]", "must be a UsageRecord"))
+            raise _refused(
+                Violation(f"records[{index}]", f"must be a UsageRecord, not {type(record).__name__}")
+            )
         if self._checks:
             from llm_cost_ops.rules.requests import check_record
 
@@ -236,11 +238,16 @@ async def _receipt(
     receipt = StreamReceipt()
     async with aclosing(stream):
         async for progress in stream:
-            kept = [*receipt.problems, *progress.problems][:MAX_PROBLEMS]
+            # What the client found out itself stands before what the service has answered since.
+            kept = sorted([*receipt.problems, *progress.problems], key=_place)[:MAX_PROBLEMS]
             receipt = StreamReceipt(**{**msgspec.structs.asdict(progress), "problems": kept})
             if on_progress is not None:
                 on_progress(progress)
     return receipt
+
+
+def _place(problem: StreamProblem) -> int:
+    return problem.index
 
 
 def _invalid(index: int, violations: list[Violation]) -> StreamProblem:

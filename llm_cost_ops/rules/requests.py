@@ -127,6 +127,11 @@ def check_record(
     check_usage(record, path, violations, now=now)
 
 
+def _no_record(path: str, value: object) -> Violation:
+    """What is wrong with something else in the place of a record, such as a dict of its fields."""
+    return Violation(path, f"must be a UsageRecord, not {type(value).__name__}")
+
+
 def _submit(
     request: SubmitUsageRequest,
     now: datetime | None,
@@ -137,16 +142,20 @@ def _submit(
     if type(request.usage) is UsageRecord:
         check_record(request.usage, "", now, violations, keep_unknown)
     else:
-        violations.append(Violation("usage", "must be a UsageRecord"))
+        violations.append(_no_record("usage", request.usage))
 
 
 def _submit_at_any_time(
     request: SubmitUsageRequest,
-    _now: datetime,
+    now: datetime,
     violations: list[Violation],
     keep_unknown: bool,
 ) -> None:
-    _submit(request, None, violations, keep_unknown)
+    found: list[Violation] = []
+    _submit(request, None, found, keep_unknown)
+    if found:
+        # It is refused whatever its time is, and then that is said as well.
+        _submit(request, now, violations, keep_unknown)
 
 
 def _batch(
@@ -168,7 +177,7 @@ def _batch(
         )
     for index, record in enumerate(records):
         if not isinstance(record, UsageRecord):
-            violations.append(Violation(f"records[{index}]", "must be a UsageRecord"))
+            violations.append(_no_record(f"records[{index}]", record))
 
 
 def _create_price(
@@ -196,7 +205,7 @@ def _estimate(
 ) -> None:
     record: Any = request.usage
     if type(record) is not UsageRecord:
-        violations.append(Violation("usage", "must be a UsageRecord"))
+        violations.append(_no_record("usage", record))
         return
     # Nobody pays yet; and a call may be meant for a time when another price holds.
     moment = record.timestamp

@@ -177,6 +177,9 @@ class Intake:
         path = self.path_of(len(self.results))
         check_record(record, path, None, violations, self._keep_unknown)
         if violations:
+            # It is refused whatever its time is, and then that is said as well.
+            violations.clear()
+            check_record(record, path, self._now, violations, self._keep_unknown)
             return refused(violations)
         organization = record.organization_id
         if not may_access(self._context, organization):
