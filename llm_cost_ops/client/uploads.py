@@ -26,7 +26,6 @@ from llm_cost_ops.client.recording import Recording
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.exceptions import ConfigurationError, CostOpsError, NetworkError, error_from_rpc
 from llm_cost_ops.interceptors.retry import Retry
-from llm_cost_ops.interceptors.validation import Validation, keeps_unknown
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
@@ -150,6 +149,8 @@ class _Sender:
         self._retry: Retry | None = next((each for each in chain if isinstance(each, Retry)), None)
         # The embedded service checks each record itself; for the others it is done before sending, as
         # for a single record: what can't even be encoded is a problem of its own, and of no other.
+        from llm_cost_ops.rules.requests import Validation, keeps_unknown
+
         self._checks = any(isinstance(each, Validation) for each in chain)
         self._keeps_unknown = keeps_unknown(core.metadata)
 
