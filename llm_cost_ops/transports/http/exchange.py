@@ -67,7 +67,7 @@ def origin_of(base_url: str) -> str:
 
 
 def proxy_for(origin: str, proxy: str | None) -> httpx.Proxy | None:
-    """The proxy to an origin: the one given, else what the environment says."""
+    """The proxy to an origin: the one given, else what the environment says. Raises ConfigurationError."""
     url = httpx.URL(origin)
     if proxy is None:
         port = url.port or (443 if url.scheme == "https" else 80)
@@ -81,7 +81,15 @@ def proxy_for(origin: str, proxy: str | None) -> httpx.Proxy | None:
             raise ConfigurationError(
                 str(missing_library(error, "a SOCKS proxy")), parameter="proxy"
             ) from None
-    return httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
+    try:
+        found = httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
+    except (httpx.InvalidURL, ValueError):
+        found = None
+    if found is None or not found.url.host:
+        # Its text may hold a password.
+        rule = "must be a URL such as http://127.0.0.1:3128, also in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
+        raise ConfigurationError(f"proxy {rule}", parameter="proxy")
+    return found
 
 
 # Parsing one takes a tenth of the time that a small request takes.
