@@ -26,7 +26,7 @@ frameworks: ## the callbacks of frameworks that want older SDKs than the extra [
 	  $(VENV)-$$name/bin/python -m pytest -q tests/unit/callbacks; \
 	done
 
-long: $(VENV)/.with-dev ## the long runs: state machines, faults, crash points at every write, power loss (an hour)
+long: $(VENV)/.with-dev ## the long runs: state machines, faults, crash points at every write, power loss (twenty minutes; ten with PYTEST_ARGS="-n 2")
 	LONG_TESTS=1 LLM_COST_OPS_CRASH_STEP=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/unit/ledger tests/faults tests/property tests/unit/interceptors
 
 generate: $(VENV)/.with-dev ## write llm_cost_ops/_gen from proto/

@@ -1,4 +1,4 @@
-"""Know exactly, and at once, what LLM calls cost.
+"""Record what LLM calls use, and know exactly what they cost.
 
     from llm_cost_ops import CostOpsClient
 

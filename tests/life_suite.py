@@ -147,7 +147,7 @@ class LifeSuite(OfEachLedger):
             ("usage.corrected", "lco_1", "acme", ids[0], {"revision": 2}),
             ("usage.voided", "lco_1", "acme", ids[1], {"revision": 2}),
         ]
-        assert sorted(found[2:], key=str) == [
+        assert found[2:] == [
             ("usage.repriced", "boss", "acme", "", {"records": 1}),
             ("usage.repriced", "boss", "globex", "", {"records": 1}),
         ]
@@ -331,6 +331,40 @@ class LifeSuite(OfEachLedger):
         assert (kept.days, kept.removed_before) == (30, border)
         [event] = events(ledger, actions=("retention.applied",))
         assert event[1:] == ("boss", "acme", "acme", {"before": border.isoformat()})
+
+    def test_events_of_one_step_are_by_organization(self, ledger: Sync) -> None:
+        names = [f"org-{number}" for number in range(9, 0, -1)]
+        ledger.append([named(organization_id=name) for name in names])
+        ledger.reprice(EVERYTHING, lambda _: priced(9), None, 10, dry_run=False)
+        repriced = [event[2] for event in events(ledger, actions=("usage.repriced",))]
+        assert repriced == sorted(names)
+        while ledger.erase_user(ANN, tuple(names), "erasure-1", None).records > 1:
+            pass  # the dict ledger's steps are of one record
+        erased = [event[2] for event in events(ledger, actions=("user.erased",))]
+        assert erased in (sorted(names), names[:1])
+
+    def test_a_list_goes_on_where_its_last_record_was_removed(self, ledger: Sync) -> None:
+        day = timedelta(days=1).total_seconds()
+        ledger.append([entry(at * day) for at in (0, 1, 2, 2, 3)])
+        ledger.append([entry(2 * day, organization_id="globex")])
+        kept = []
+        for sort in ("timestamp", "ingested_at"):
+            for descending in (True, False):
+                whole, _ = ledger.list_usage(EVERYTHING, sort, descending, 9, None, None)
+                for size in range(1, 6):
+                    _, position = ledger.list_usage(EVERYTHING, sort, descending, size, None, None)
+                    kept.append((sort, descending, position, [record.id for record in whole[size:]]))
+        ledger.set_retention("acme", 30)
+        assert remove(ledger, START + timedelta(days=3)) == 4
+        left = {record.id for record in ledger.list_usage(EVERYTHING, "timestamp", True, 9, None, None)[0]}
+        assert len(left) == 2
+        for sort, descending, position, following in kept:
+            found, _ = ledger.list_usage(EVERYTHING, sort, descending, 9, position, None)
+            assert [record.id for record in found] == [each for each in following if each in left]
+        # A position of one list is one of a narrower list as well.
+        globex = Filter(organization_ids=("globex",))
+        for sort, descending, position, _ in kept:
+            assert len(ledger.list_usage(globex, sort, descending, 9, position, None)[0]) <= 1
 
     def test_a_key_of_a_removed_record_counts_no_more(self, ledger: Sync) -> None:
         first = entry(0, idempotency_key="k", units=5)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from llm_cost_ops import __version__
 from llm_cost_ops.cli.options import (
@@ -19,7 +20,7 @@ from llm_cost_ops.cli.options import (
 )
 from llm_cost_ops.cli.settings import PROXY, SERVE, add_settings
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
-from llm_cost_ops.exceptions import CostOpsError
+from llm_cost_ops.exceptions import AuthenticationError, CostOpsError
 from llm_cost_ops.lazy import missing_library
 
 __all__ = ["main"]
@@ -28,9 +29,19 @@ __all__ = ["main"]
 EXIT_REJECTED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 
 
+class _Parser(argparse.ArgumentParser):
+    """Answers a missing COMMAND or ACTION with the help, which lists them."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.endswith((": COMMAND", ": ACTION")):
+            self.print_help(sys.stderr)
+            self.exit(EXIT_FAILED)
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="llm-cost-ops", description="Know exactly, and at once, what LLM calls cost."
+    parser: argparse.ArgumentParser = _Parser(
+        prog="llm-cost-ops", description="Record what LLM calls use, and show exactly what they cost."
     )
     parser.add_argument("--version", action="version", version=f"llm-cost-ops {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -44,7 +55,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_spool(commands)
     add_questions(commands)
     _add_completion(commands, parser)
+    _describe(commands)
     return parser
+
+
+def _describe(commands: Commands) -> None:
+    """Have the help of each command begin with what the list of commands says of it, if with nothing else."""
+    for listed in commands._choices_actions:  # noqa: SLF001  # it has no public name
+        parser = commands.choices[listed.dest]
+        if parser.description is None and listed.help is not None:
+            parser.description = f"{listed.help[0].upper()}{listed.help[1:]}."
+        for action in parser._actions:  # noqa: SLF001
+            if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+                _describe(action)
 
 
 def _add_completion(commands: Commands, root: argparse.ArgumentParser) -> None:
@@ -279,6 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(options)
     except CostOpsError as error:
         print(f"llm-cost-ops: {error}", file=sys.stderr)
+        if isinstance(error, AuthenticationError):
+            print("Set LLM_COST_OPS_API_KEY to a key of that server.", file=sys.stderr)
     except BrokenPipeError:
         # Whoever read this has enough, as `head` does. Nothing is left to be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -52,7 +52,7 @@ def estimate(options: argparse.Namespace) -> int:
         options.base_url = "sqlite://"
     try:
         at = parse_start(options.at, field="at") if options.at else None
-        meters = {name: int(count) for name, count in pairs(options.meter, "meter").items()}
+        meters = {name: int(count) for name, count in pairs(options.meter, "meter", "NAME=COUNT").items()}
     except RpcError as error:
         raise error_from_rpc(error) from error
     except ValueError as error:

@@ -75,7 +75,8 @@ def add_target(parser: argparse.ArgumentParser, default: str = "llm_cost_ops.db"
         "--base-url",
         type=some_text,
         metavar="URL",
-        help="the server to ask instead; default: LLM_COST_OPS_BASE_URL",
+        help="the server to ask instead, with the API key in LLM_COST_OPS_API_KEY; "
+        "default: LLM_COST_OPS_BASE_URL",
     )
 
 
@@ -103,7 +104,7 @@ def filters_of(options: argparse.Namespace) -> dict[str, Any]:
     """The filters as parameters of the client's methods."""
     found = {name: getattr(options, name) for _, name, _, _ in (*_LISTS, *_TEXTS)}
     found |= times_of(options, options.time_zone)
-    return {**found, "label": pairs(options.label, "label")}
+    return {**found, "label": pairs(options.label, "label", "KEY=VALUE")}
 
 
 def times_of(options: argparse.Namespace, time_zone: str = "") -> dict[str, Any]:
@@ -128,13 +129,13 @@ def times_of(options: argparse.Namespace, time_zone: str = "") -> dict[str, Any]
         raise error_from_rpc(error) from error
 
 
-def pairs(texts: list[str], option: str) -> dict[str, str]:
-    """KEY=VALUE texts as a dict; ConfigurationError for what is none."""
+def pairs(texts: list[str], option: str, form: str) -> dict[str, str]:
+    """Texts with = in them as a dict. ConfigurationError, with the `form` that the help shows, for others."""
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise ConfigurationError(f"--{option} must be KEY=VALUE, not {text!r}", parameter=option)
+            raise ConfigurationError(f"--{option} must be {form}, not {text!r}", parameter=option)
         found[key] = value
     return found
 

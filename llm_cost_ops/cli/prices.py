@@ -100,13 +100,18 @@ def _show(options: argparse.Namespace, output: Output) -> None:
         output.table(_all_rates(cards))
         return
     for card in cards:
-        table = Table(title=card.id, columns=_rate_columns(f"price, {card.currency}"))
+        table = _card_table(card)
         for rate in card.rates:
             table.rows += [[name, price, rate.per or 1_000_000] for name, price in _steps(rate)]
         output.table(table)
-        for line in _terms(card):
-            output.line(f"  {line}")
     output.line(f"{_named(catalog)}; {cards[0].source_url}")
+
+
+def _card_table(card: RateCard) -> Table:
+    """A table for a card's rates, without them yet, and what the card holds for."""
+    return Table(
+        title=card.id, columns=_rate_columns(f"price, {card.currency}"), caption="\n".join(_terms(card))
+    )
 
 
 def _rate_columns(price: str) -> list[Column]:
@@ -133,9 +138,10 @@ def _steps(rate: Rate) -> Iterator[tuple[str, Decimal]]:
 
 def _terms(card: RateCard) -> Iterator[str]:
     """What a card holds for beyond its model."""
-    if card.effective_from is not None or card.effective_until is not None:
-        since = _moment(card.effective_from) if card.effective_from else "always"
-        yield f"from {since}" + (f" until {_moment(card.effective_until)}" if card.effective_until else "")
+    since = f"from {_moment(card.effective_from)}" if card.effective_from else ""
+    until = f"until {_moment(card.effective_until)}" if card.effective_until else ""
+    if since or until:
+        yield f"{since} {until}".strip()
     for window in card.windows:
         days = f", days {' '.join(map(str, window.weekdays))}" if window.weekdays else ""
         yield f"{window.start} to {window.end} {window.time_zone or 'UTC'}{days}"
@@ -235,11 +241,9 @@ def _add(options: argparse.Namespace, output: Output) -> None:
             speed=options.speed,
             source_url=options.source_url,
         )
-    table = Table(title=card.id, columns=_rate_columns(f"price, {card.currency}"))
+    table = _card_table(card)
     table.rows += [[rate.meter, rate.price, rate.per or 1_000_000] for rate in card.rates]
     output.table(table)
-    for line in _terms(card):
-        output.line(f"  {line}")
 
 
 def _rates(options: argparse.Namespace) -> list[Rate]:
@@ -251,7 +255,7 @@ def _rates(options: argparse.Namespace) -> list[Rate]:
         "CACHE_WRITE": options.cache_write,
     }
     meters = {meter: text for meter, text in given.items() if text is not None}
-    meters |= pairs(options.meter, "meter")
+    meters |= pairs(options.meter, "meter", "NAME=PRICE")
     if not meters:
         raise ConfigurationError("give at least one price: --input, --output or --meter", parameter="input")
     rates = []

@@ -25,7 +25,7 @@ _STREAM_USAGE: dict[str, bool | Literal["auto"]] = {"auto": "auto", "always": Tr
 def proxy(options: argparse.Namespace) -> int:
     """Run the proxy; it ends on SIGTERM or SIGINT, when calls in flight have been answered."""
     if "upstream" in options:
-        options.upstream = pairs(options.upstream, "upstream")
+        options.upstream = pairs(options.upstream, "upstream", "NAME=URL")
     found = settings_of(PROXY, options)
     if found.db is None and found.base_url is None and not os.environ.get("LLM_COST_OPS_BASE_URL"):
         found.db = "llm_cost_ops.db"

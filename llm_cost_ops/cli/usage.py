@@ -121,7 +121,7 @@ def _void(client: CostOpsClient, options: argparse.Namespace) -> list[UsageRevis
 
 
 def _correct(client: CostOpsClient, options: argparse.Namespace) -> list[UsageRevision]:
-    changes = {name: _value(text) for name, text in pairs(options.set, "set").items()}
+    changes = {name: _value(text) for name, text in pairs(options.set, "set", "FIELD=VALUE").items()}
     place = {"organization_id": options.organization, "reason": options.reason}
     return [client.usage.correct(options.id, changes=changes, **place)]
 

@@ -26,11 +26,11 @@ from llm_cost_ops.config import (
     without_password,
 )
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
-from llm_cost_ops.interceptors.validation import UNKNOWN_FIELDS, Validation
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.interceptor import AnyInterceptor, Interceptors, Transport
 from llm_cost_ops.rpc.runtime import Runtime
+from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
 
 if TYPE_CHECKING:
     import httpx
@@ -123,7 +123,7 @@ class _Client:
         checking: list[AnyInterceptor] = []
         if not self._embedded:
             from llm_cost_ops.rules.batches import BatchCheck
-            from llm_cost_ops.rules.requests import CHECKS
+            from llm_cost_ops.rules.requests import CHECKS, Validation
 
             validation = Validation(CHECKS, origin="client", public_error=_outside_the_chain)
             checking = [validation, BatchCheck()]

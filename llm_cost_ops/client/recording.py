@@ -102,6 +102,8 @@ class Recording:
             return self._attribution.in_force(inner).of(record())
         arguments = {name: value for name, value in fields.items() if name not in _PER_CALL}
         submitted: Any = UsageResource(_AS_GIVEN).submit(record, **arguments)
+        if not isinstance(submitted, UsageRecord):
+            raise TypeError(f"usage must be a UsageRecord, not {type(submitted).__name__}")
         made: UsageRecord = submitted
         if "idempotency_key" in fields:
             made = copy.copy(made)

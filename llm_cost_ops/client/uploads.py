@@ -26,7 +26,6 @@ from llm_cost_ops.client.recording import Recording
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.exceptions import ConfigurationError, CostOpsError, NetworkError, error_from_rpc
 from llm_cost_ops.interceptors.retry import Retry
-from llm_cost_ops.interceptors.validation import Validation, keeps_unknown
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
@@ -150,6 +149,8 @@ class _Sender:
         self._retry: Retry | None = next((each for each in chain if isinstance(each, Retry)), None)
         # The embedded service checks each record itself; for the others it is done before sending, as
         # for a single record: what can't even be encoded is a problem of its own, and of no other.
+        from llm_cost_ops.rules.requests import Validation, keeps_unknown
+
         self._checks = any(isinstance(each, Validation) for each in chain)
         self._keeps_unknown = keeps_unknown(core.metadata)
 
@@ -172,7 +173,9 @@ class _Sender:
 
     def _take(self, segment: Segment, index: int, record: UsageRecord) -> None:
         if not isinstance(record, UsageRecord):
-            raise _refused(Violation(f"records[{index}]", "must be a UsageRecord"))
+            raise _refused(
+                Violation(f"records[{index}]", f"must be a UsageRecord, not {type(record).__name__}")
+            )
         if self._checks:
             from llm_cost_ops.rules.requests import check_record
 
@@ -235,11 +238,16 @@ async def _receipt(
     receipt = StreamReceipt()
     async with aclosing(stream):
         async for progress in stream:
-            kept = [*receipt.problems, *progress.problems][:MAX_PROBLEMS]
+            # What the client found out itself stands before what the service has answered since.
+            kept = sorted([*receipt.problems, *progress.problems], key=_place)[:MAX_PROBLEMS]
             receipt = StreamReceipt(**{**msgspec.structs.asdict(progress), "problems": kept})
             if on_progress is not None:
                 on_progress(progress)
     return receipt
+
+
+def _place(problem: StreamProblem) -> int:
+    return problem.index
 
 
 def _invalid(index: int, violations: list[Violation]) -> StreamProblem:

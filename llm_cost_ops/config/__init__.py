@@ -386,16 +386,16 @@ def split_base_url(base_url: object) -> SplitResult:
         "https://costs.example.com, grpcs://costs.example.com:443 or, for several servers, http://a:8080,b:8080"
     )
     shown = without_password(base_url) if isinstance(base_url, str) else base_url
-    if not isinstance(base_url, str) or not re.fullmatch(r"[\x21-\x7e\u00a0-\uffff]+", base_url):
+    if not isinstance(base_url, str) or not _BASE_URL.fullmatch(base_url):
         raise wrong("base_url", rule, shown)
     several = base_urls(base_url)
     if len(several) > 1 or _SCHEME_AGAIN.match(base_url):
         return _split_servers(several, shown)
     try:
-        if base_url.startswith(("postgres:", "postgresql:")):
-            # Its driver reads it: it may have several hosts, and none.
-            return _split_database_url(base_url, rule)
         parts = urlsplit(base_url)
+        if parts.scheme in ("postgres", "postgresql") and not parts.fragment:
+            # Its driver reads it: it may have several hosts, and none.
+            return parts
         _ = parts.port
     except ValueError:
         raise wrong("base_url", rule, shown) from None
@@ -406,11 +406,13 @@ def split_base_url(base_url: object) -> SplitResult:
     if parts.scheme == "sqlite":
         if parts.netloc:
             raise wrong("base_url", "of the embedded engine has three slashes before the path", shown)
-    elif parts.query or not (parts.hostname or parts.path):
+    elif parts.query or not (parts.hostname or (parts.scheme == "grpc" and parts.path)):
         raise wrong("base_url", rule, shown)
     return parts
 
 
+# Without the slashes the rest would be a path: that of a file, or of a Unix socket.
+_BASE_URL = re.compile(r"[A-Za-z]+://[\x21-\x7e\u00a0-\uffff]*")
 _SCHEME_AGAIN = re.compile(r"(https?|grpcs?)://.*,[a-z]+://", re.IGNORECASE)
 _SEVERAL = re.compile(r"(https?|grpcs?)(://)([^/?#]*,[^/?#]*)(.*)", re.IGNORECASE)
 
@@ -439,13 +441,6 @@ def _split_servers(urls: Sequence[str], shown: object) -> SplitResult:
     if len({port is None for _, port in known}) > 1:
         raise wrong("base_url", "must name the port of each of its servers, or of none", shown)
     return split_base_url(urls[0])
-
-
-def _split_database_url(base_url: str, rule: str) -> SplitResult:
-    parts = urlsplit(base_url)
-    if parts.fragment or not base_url.partition(":")[2].startswith("//"):
-        raise wrong("base_url", rule, without_password(base_url))
-    return parts
 
 
 def without_password(url: str) -> str:

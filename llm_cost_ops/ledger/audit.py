@@ -81,7 +81,7 @@ def erased(records: Mapping[str, int], subject: str, at: datetime, actor: str) -
     """That a user was erased from so many records of organizations; `subject` is the id of the erasure."""
     return [
         _event(at, actor, organization, "user.erased", subject, records=number)
-        for organization, number in records.items()
+        for organization, number in sorted(records.items())
     ]
 
 
@@ -100,5 +100,5 @@ def repriced(records: Mapping[str, int], at: datetime, actor: str) -> list[Audit
     """That so many records of organizations were repriced, by one step of it."""
     return [
         _event(at, actor, organization, "usage.repriced", records=number)
-        for organization, number in records.items()
+        for organization, number in sorted(records.items())
     ]

@@ -21,7 +21,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["TRACING", "CallContext", "Metadata", "Pair", "Route", "fill_idempotency_key"]
+__all__ = ["TRACING", "CallContext", "Metadata", "Pair", "Route", "fill_idempotency_key", "fits_header"]
 
 TRACING = frozenset({"b3", "baggage", "traceparent", "tracestate", "uber-trace-id"})
 """Keys that say which trace a call belongs to: they differ from call to call, and change no answer."""
@@ -40,9 +40,9 @@ _SECRET = re.compile(r"authorization|api[-_]?key|cookie|token|secret|password")
 class Metadata:
     """An ordered multi-map with case-insensitive keys.
 
-    A key that ends in "-bin" has bytes for a value, any other printable ASCII text. What is not
-    allowed in a header (control characters, CR and LF above all) raises ValueError with the key. `pairs` are
-    those that are in it, for who reads many.
+    A key that ends in "-bin" has bytes for a value, any other printable ASCII text; spaces around it are no
+    part of it, as in a header. What is not allowed in a header (control characters, CR and LF above all)
+    raises ValueError with the key. `pairs` are those that are in it, for who reads many.
     """
 
     __slots__ = ("pairs",)
@@ -68,6 +68,8 @@ class Metadata:
                 raise ValueError(f"metadata {name!r} needs bytes, because its key ends in '-bin'")
         elif not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise ValueError(f"metadata {name!r} needs printable ASCII text")
+        else:
+            value = value.strip()
         self.pairs += ((name, value),)
         if len(self.pairs) > MAX_PAIRS:
             raise ValueError(f"metadata may have at most {MAX_PAIRS} pairs")
@@ -205,6 +207,11 @@ class CallContext(msgspec.Struct, gc=False):
 _MAX_BESIDE = 200
 
 
+def fits_header(key: str) -> bool:
+    """Whether a header carries a key as it is: of one that begins or ends with a space it would lose that."""
+    return key.isascii() and key.isprintable() and key == key.strip()
+
+
 def fill_idempotency_key(*path: str) -> Callable[..., tuple[Any, str]]:
     """The `fill_key` function of a MethodDescriptor, for the attributes that lead to the key.
 
@@ -221,7 +228,7 @@ def fill_idempotency_key(*path: str) -> Callable[..., tuple[Any, str]]:
         message = getattr(request, outer, None)
         if isinstance(message, list):
             key = key or make()
-            if beside and len(key) <= _MAX_BESIDE and key.isascii() and key.isprintable():
+            if beside and len(key) <= _MAX_BESIDE and fits_header(key):
                 return request, key
             filled: Any = _numbered(message, name, key)
             if not any(map(is_not, filled, message)):

@@ -16,11 +16,10 @@ from llm_cost_ops._gen.messages import (
     SubmitStatus,
 )
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE
-from llm_cost_ops.interceptors.validation import keeps_unknown
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.status import StatusCode, Violation, violations_text
-from llm_cost_ops.rules.requests import check_record
+from llm_cost_ops.rules.requests import check_record, keeps_unknown
 
 __all__ = ["BatchCheck", "counted", "refused"]
 

@@ -5,7 +5,8 @@ The client runs the same checks before it sends, so that a bad request costs no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any
 
@@ -29,17 +30,78 @@ from llm_cost_ops._gen.methods import (
     ESTIMATE_COST,
     SUBMIT_USAGE,
 )
-from llm_cost_ops.interceptors.validation import Check
-from llm_cost_ops.rpc.status import Violation
+from llm_cost_ops.rpc.context import CallContext, Metadata
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
+from llm_cost_ops.rpc.status import RpcError, Violation, invalid_arguments
 from llm_cost_ops.rules.cards import PRICE_FIELDS, check_card
 from llm_cost_ops.rules.times import instant
 from llm_cost_ops.rules.usage import check_usage
 from llm_cost_ops.wire.errors import DecodeError
+from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
 from llm_cost_ops.wire.validation import refuse_unknown
 
-__all__ = ["CHECKS", "SERVICE_CHECKS", "check_record", "corrected"]
+__all__ = ["CHECKS", "SERVICE_CHECKS", "Check", "Validation", "check_record", "corrected", "keeps_unknown"]
 
 MAX_BATCH = 10_000
+
+_KEEP = (UNKNOWN_FIELDS, "keep")
+
+Check = Callable[[Any, datetime, list[Violation], bool], None]
+
+
+class Validation:
+    """Runs a request's rules. It stands in a client's chain, and in a server's.
+
+    `checks` maps a method's path to the check that takes the place of the generated rules: it gets
+    the request, the time now in UTC, the list to add violations to, and whether unknown fields are
+    kept. The requests of a stream are checked by who answers them, one by one. A client names the
+    function that makes its `public_error`.
+    """
+
+    def __init__(
+        self,
+        checks: Mapping[str, Check],
+        *,
+        origin: str,
+        public_error: Callable[[RpcError], Exception] | None = None,
+    ) -> None:
+        self._checks = checks
+        self._origin = origin
+        self._public_error = public_error
+
+    def intercept_unary_unary(
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Awaitable[Res]:
+        self._check(request, context)
+        return continuation(request, context)
+
+    async def intercept_unary_stream(
+        self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
+        self._check(request, context)
+        async with aclosing(continuation(request, context)) as messages:
+            async for message in messages:
+                yield message
+
+    def _check(self, request: Any, context: CallContext) -> None:
+        violations: list[Violation] = []
+        keep_unknown = keeps_unknown(context.metadata)
+        if request.unknown_ and not keep_unknown:
+            refuse_unknown(request, "", violations, nested=False)
+        check = self._checks.get(context.method.path)
+        if check is not None:
+            check(request, context.now(), violations, keep_unknown)
+        else:
+            context.method.request.validate(request, "", violations)
+        if violations:
+            error = invalid_arguments(violations, origin=self._origin)
+            raise error if self._public_error is None else self._public_error(error)
+
+
+def keeps_unknown(metadata: Metadata) -> bool:
+    """Whether a call asks for its unknown fields to be kept."""
+    # Mostly nobody says anything, and that is found out in a moment.
+    return _KEEP in metadata.pairs and metadata.get(UNKNOWN_FIELDS) == "keep"
 
 
 def check_record(
@@ -65,6 +127,11 @@ def check_record(
     check_usage(record, path, violations, now=now)
 
 
+def _no_record(path: str, value: object) -> Violation:
+    """What is wrong with something else in the place of a record, such as a dict of its fields."""
+    return Violation(path, f"must be a UsageRecord, not {type(value).__name__}")
+
+
 def _submit(
     request: SubmitUsageRequest,
     now: datetime | None,
@@ -75,16 +142,20 @@ def _submit(
     if type(request.usage) is UsageRecord:
         check_record(request.usage, "", now, violations, keep_unknown)
     else:
-        violations.append(Violation("usage", "must be a UsageRecord"))
+        violations.append(_no_record("usage", request.usage))
 
 
 def _submit_at_any_time(
     request: SubmitUsageRequest,
-    _now: datetime,
+    now: datetime,
     violations: list[Violation],
     keep_unknown: bool,
 ) -> None:
-    _submit(request, None, violations, keep_unknown)
+    found: list[Violation] = []
+    _submit(request, None, found, keep_unknown)
+    if found:
+        # It is refused whatever its time is, and then that is said as well.
+        _submit(request, now, violations, keep_unknown)
 
 
 def _batch(
@@ -106,7 +177,7 @@ def _batch(
         )
     for index, record in enumerate(records):
         if not isinstance(record, UsageRecord):
-            violations.append(Violation(f"records[{index}]", "must be a UsageRecord"))
+            violations.append(_no_record(f"records[{index}]", record))
 
 
 def _create_price(
@@ -134,7 +205,7 @@ def _estimate(
 ) -> None:
     record: Any = request.usage
     if type(record) is not UsageRecord:
-        violations.append(Violation("usage", "must be a UsageRecord"))
+        violations.append(_no_record("usage", record))
         return
     # Nobody pays yet; and a call may be meant for a time when another price holds.
     moment = record.timestamp

@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+_LATEST = datetime.max.replace(tzinfo=UTC)
 CLOCK_SKEW = timedelta(minutes=5)
 METADATA_BYTES = 16 * 1024
 METADATA_KEYS = 64
@@ -81,7 +82,7 @@ def _timely(timestamp: datetime | None, now: datetime | None) -> bool:
         return True
     if timestamp.tzinfo is None:
         timestamp = timestamp.replace(tzinfo=UTC)
-    return timestamp >= EARLIEST and (now is None or timestamp - now <= CLOCK_SKEW)
+    return EARLIEST <= timestamp <= _LATEST and (now is None or timestamp - now <= CLOCK_SKEW)
 
 
 def _time_rules(record: UsageRecord, now: datetime | None) -> _Found:
@@ -89,6 +90,8 @@ def _time_rules(record: UsageRecord, now: datetime | None) -> _Found:
     if timestamp is not None and not _timely(timestamp, now):
         if _timely(timestamp, None):
             yield "timestamp", "must not be more than 5 minutes in the future"
+        elif timestamp.year > EARLIEST.year:
+            yield "timestamp", "must not be after the year 9999 in UTC"
         else:
             yield "timestamp", "must not be before the year 2000"
 

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from llm_cost_ops.interceptors.validation import UNKNOWN_FIELDS
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.ids import uuid7
@@ -48,6 +47,7 @@ from llm_cost_ops.transports.net.headers import (
     is_request_id,
 )
 from llm_cost_ops.wire import DecodeError
+from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
 
 __all__ = ["AsgiApp", "Pages", "Route"]
 

@@ -15,11 +15,10 @@ from llm_cost_ops._gen.servicers import (
     bind_usage_service,
 )
 from llm_cost_ops.config import REPORTED_PROVIDERS
-from llm_cost_ops.interceptors.validation import Validation
 from llm_cost_ops.ledger import Ledger, open_ledger
 from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.interceptor import Interceptors
-from llm_cost_ops.rules.requests import SERVICE_CHECKS
+from llm_cost_ops.rules.requests import SERVICE_CHECKS, Validation
 from llm_cost_ops.service.access.tenancy import Tenancy
 from llm_cost_ops.service.analytics import AnalyticsService
 from llm_cost_ops.service.audit import AuditService
@@ -50,6 +49,8 @@ class Service:
         reported_providers: Collection[str] = REPORTED_PROVIDERS,
         origin: str = "server",
     ) -> None:
+        # Who calls in the process has no key, and may do everything.
+        tenancy = () if origin == "client" else (Tenancy(),)
         self.ledger = ledger
         self.health = HealthService(ledger)
         self.prices = prices = Prices(ledger, reported_providers)
@@ -64,7 +65,7 @@ class Service:
                 *bind_retention_service(RetentionService(ledger)),
                 *bind_health_service(self.health),
             ],
-            [*interceptors, Validation(SERVICE_CHECKS, origin=origin), Tenancy()],
+            [*interceptors, Validation(SERVICE_CHECKS, origin=origin), *tenancy],
         )
 
     def drain(self) -> None:

@@ -20,7 +20,6 @@ from llm_cost_ops._gen.messages import (
     UsageReceipt,
     UsageRecord,
 )
-from llm_cost_ops.interceptors.validation import keeps_unknown
 from llm_cost_ops.ledger import Alike, Batch
 from llm_cost_ops.ledger.types import Appended, Entry
 from llm_cost_ops.pricing.money import UNITS, from_units
@@ -30,7 +29,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_arg
 from llm_cost_ops.rules.batches import refused
 from llm_cost_ops.rules.limits import MAX_RECORD_COST
 from llm_cost_ops.rules.providers import canonical_provider
-from llm_cost_ops.rules.requests import check_record
+from llm_cost_ops.rules.requests import check_record, keeps_unknown
 from llm_cost_ops.rules.usage import CLOCK_SKEW, total_tokens
 from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
 
@@ -178,6 +177,9 @@ class Intake:
         path = self.path_of(len(self.results))
         check_record(record, path, None, violations, self._keep_unknown)
         if violations:
+            # It is refused whatever its time is, and then that is said as well.
+            violations.clear()
+            check_record(record, path, self._now, violations, self._keep_unknown)
             return refused(violations)
         organization = record.organization_id
         if not may_access(self._context, organization):

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 
+from msgspec.structs import replace
+
 from llm_cost_ops._gen.messages import CurrencyTotal, GroupKey
 from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.ledger.types import Amounts, Filter
@@ -151,6 +153,9 @@ async def summed(
         rows = await ledger.sums.summarize(where, group_by, buckets, context)
     if _SEVERAL_GROUPS.isdisjoint(group_by):
         return rows, rows
+    if buckets and where.end is None:
+        # Records may be later than the last bucket, as clocks differ: they are in no group.
+        where = replace(where, end=buckets[-1][1])
     return rows, await ledger.sums.summarize(where, (), None, context)
 
 

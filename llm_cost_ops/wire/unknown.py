@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["Unknown"]
+__all__ = ["UNKNOWN_FIELDS", "Unknown"]
+
+UNKNOWN_FIELDS = "llm-cost-ops-unknown-fields"
+"""The metadata by which a caller says what becomes of unknown fields in a write: "keep" or "refuse"."""
 
 
 class Unknown:  # noqa: PLW1641 - it is mutable, and so has no hash

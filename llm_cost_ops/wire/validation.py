@@ -186,7 +186,7 @@ def check_decimal(
 ) -> None:
     """A Decimal that the grammar of wire.decimals can hold."""
     if isinstance(value, float):
-        violations.append(Violation(name, f"use Decimal or str, never float, as in {value!r}"))
+        violations.append(Violation(name, f"must be a Decimal or a str such as '{value!r}', not a float"))
         return
     if not isinstance(value, Decimal):
         violations.append(Violation(name, f"must be a decimal such as 0.015, not {_shown(value)}"))

@@ -117,17 +117,19 @@ def time_conditions(where: Filter) -> tuple[list[str], dict[str, object]]:
 
 
 def _after(session: Session, orgs: Sequence[int], column: str, position: str) -> dict[str, object]:
-    """The moment and number in a position, which are those of a record."""
+    """The moment and number in a position, which are those of a record, or were before it was removed."""
     edge, seq = two_numbers(position, "cursor")
-    found = session.rows(
+    # The one of a commit stays with what is left of a record.
+    removed = " UNION ALL SELECT 1 FROM llm_cost_ops.retention WHERE removed > %(edge)s"
+    there = (
         f"SELECT 1 FROM llm_cost_ops.usage u WHERE u.org = ANY(%(orgs)s) AND u.{column} = {_edge(column)} "
-        "AND u.seq = %(seq)s LIMIT 1",
-        orgs=list(orgs),
-        edge=edge,
-        seq=seq,
+        f"AND u.seq = %(seq)s{removed if column == 'ts' else ''} LIMIT 1"
     )
-    if not found:
-        raise _never_given("cursor")
+    if not session.rows(there, orgs=list(orgs), edge=edge, seq=seq):
+        # Of the list by another filter, it is a record of another organization.
+        others = organization_ids(session, ())
+        if not session.rows(there, orgs=others, edge=edge, seq=seq):
+            raise _never_given("cursor")
     return {"edge": edge, "edge_seq": seq}
 
 

@@ -129,12 +129,14 @@ def _conditions(where: Filter, cost: Newest) -> tuple[list[str], list[object]]:
 
 
 def _parsed(connection: sqlite3.Connection, position: str) -> tuple[int, int]:
-    """The moment and number in a position, which are those of a record."""
+    """The moment and number in a position, which are those of a record, or were before it was removed."""
     match = _POSITION.fullmatch(position)
     if match is not None:
         ts, seq = int(match[1]), int(match[2])
-        row = connection.execute("SELECT ts FROM usage WHERE seq = ?", (seq,)).fetchone()
-        if row is not None and row[0] == ts:
+        there = (
+            "SELECT 1 FROM usage WHERE seq = ? AND ts = ? UNION ALL SELECT 1 FROM retention WHERE removed > ?"
+        )
+        if connection.execute(there, (seq, ts, ts)).fetchone() is not None:
             return ts, seq
     raise invalid_argument("cursor", "is not one that this ledger gave")
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from hpack import NeverIndexedHeaderTuple
 
 from llm_cost_ops.rpc.answers import missing_answer
-from llm_cost_ops.rpc.context import CallContext, Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata, fits_header
 from llm_cost_ops.rpc.method import Idempotency
 from llm_cost_ops.rpc.status import OVERLOADED, RpcError, StatusCode, client_closed, invalid_argument
 from llm_cost_ops.transports.grpc.connection import CallStream, StreamFailedError
@@ -148,7 +148,7 @@ class GrpcExchange:
         if left is not None:
             passing.append(NeverIndexedHeaderTuple(b"grpc-timeout", encode_timeout(max(left, 1e-9)).encode()))
         key = context.idempotency_key
-        if key and key.isascii() and key.isprintable():
+        if key and fits_header(key):
             passing.append(NeverIndexedHeaderTuple(_KEY, key.encode()))
         if context.request_id and context.request_id != key:
             passing.append(NeverIndexedHeaderTuple(_ID, context.request_id.encode()))

@@ -13,7 +13,7 @@ import httpx
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.lazy import missing_library
 from llm_cost_ops.rpc.answers import missing_answer
-from llm_cost_ops.rpc.context import CallContext, Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata, fits_header
 from llm_cost_ops.rpc.method import Idempotency
 from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed
 from llm_cost_ops.transports.http.binding import HttpRequest, binding_of
@@ -171,7 +171,7 @@ class Exchange:
         if left is not None:
             headers.append((DEADLINE_HEADER, encode_timeout(left)))
         key = context.idempotency_key
-        if key and key.isascii() and key.isprintable():
+        if key and fits_header(key):
             headers.append((IDEMPOTENCY_HEADER, key))
         if context.request_id and context.request_id != context.idempotency_key:
             headers.append((REQUEST_ID_HEADER, context.request_id))

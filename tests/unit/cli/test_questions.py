@@ -227,8 +227,8 @@ def test_stated_costs_are_compared_with_the_cards(
 def test_prices_of_a_part_of_a_day_show_the_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("prices", "show", "x-ai/grok-3") == 0
     shown = capsys.readouterr().out
-    assert "from always until 2026-05-15 19:00 UTC\n" in shown
-    assert "from 2026-05-15 19:00 UTC\n" in shown
+    assert "\nuntil 2026-05-15 19:00 UTC\n\n" in shown, "a card's dates stand at the end of its table"
+    assert "\nfrom 2026-05-15 19:00 UTC\n\n" in shown
     assert run("prices", "show", "deepseek/deepseek-reasoner") == 0
     assert "from 2025-09-05 16:00 UTC until 2025-09-29\n" in capsys.readouterr().out
 

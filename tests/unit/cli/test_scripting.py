@@ -320,7 +320,7 @@ def test_a_price_of_ones_own_prices_what_comes_and_what_is_priced_again(
         (("--meter", "PAGES=1/many"), "PAGES must be a number"),
         (("--input", "-1"), "price"),
         (("--input", "NaN"), "price"),
-        (("--meter", "PAGES"), "KEY=VALUE"),
+        (("--meter", "PAGES"), "NAME=PRICE"),
     ],
 )
 def test_a_price_that_is_none_is_refused(

@@ -88,3 +88,36 @@ def test_health_tells_the_time_since_the_start(tmp_path):
         time.sleep(0.3)
         first = httpx.get(f"{server.urls[0]}/health").json()["uptime_seconds"]
     assert 0.3 <= first < 600
+
+
+@pytest.mark.parametrize(("command", "listed"), [("", "estimate"), ("prices", "update"), ("db", "backup")])
+def test_a_command_without_its_action_is_answered_with_those_that_there_are(command, listed, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(command.split())
+    assert caught.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"\n    {listed}  " in shown.err
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [("costs", "Show what usage cost."), ("keys", "Make, list"), ("usage revisions", "Every revision")],
+)
+def test_the_help_of_a_command_says_what_it_does(command, what, capsys):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    assert f"\n\n{what}" in capsys.readouterr().out
+
+
+def test_who_needs_a_key_is_told_where_a_command_takes_it_from(tmp_path, monkeypatch, capsys):
+    db = str(tmp_path / "costs.db")
+    assert main(["keys", "create", "--organization", "acme", "--db", db]) == 0
+    key = capsys.readouterr().out.strip()
+    with served("--db", db, "--http", "127.0.0.1:0") as server:
+        url = server.urls[0]
+        monkeypatch.delenv("LLM_COST_OPS_API_KEY", raising=False)
+        assert main(["costs", "--base-url", url]) == 2
+        assert "Set LLM_COST_OPS_API_KEY" in capsys.readouterr().err
+        monkeypatch.setenv("LLM_COST_OPS_API_KEY", key)
+        assert main(["costs", "--base-url", url]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -144,6 +145,22 @@ def test_a_record_of_nobody_is_rejected_with_what_to_do(caplog: pytest.LogCaptur
         report = client.flush(MAX_WAIT)
     assert [item.reason for item in report.rejected] == ["organization_id is required"]
     assert "set LLM_COST_OPS_ORGANIZATION_ID" in caplog.text
+
+
+def test_a_dict_in_the_place_of_a_record_is_refused_by_what_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    fields: Any = {"organization_id": "a", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 1}
+    with CostOpsClient(base_url="sqlite://") as client:
+        for place, call in (
+            ("usage", client.usage.submit),
+            ("records[0]", lambda record: client.usage.submit_batch([record])),
+            ("records[0]", lambda record: list(client.usage.stream([record]))),
+        ):
+            with pytest.raises(ValidationError, match=re.escape(f"{place} must be a UsageRecord, not dict")):
+                call(fields)
+        client.usage.record(fields)
+        report = client.flush(MAX_WAIT)
+    assert [item.reason for item in report.rejected] == ["usage must be a UsageRecord, not dict"]
+    assert "a record was rejected: usage must be a UsageRecord, not dict" in caplog.text
 
 
 def test_a_batch_that_is_refused_as_a_whole_is_halved() -> None:

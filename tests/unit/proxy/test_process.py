@@ -198,7 +198,7 @@ def test_a_stream_is_cut_where_the_grace_ends_and_is_of_unknown_usage(
     ("options", "says"),
     [
         ([], "upstream must be given, such as openai=https://api.openai.com"),
-        (["--upstream", "openai"], "--upstream must be KEY=VALUE"),
+        (["--upstream", "openai"], "--upstream must be NAME=URL"),
         (["--upstream", "openai=https://x.example", "--config", "none.toml"], "none.toml: No such file"),
         (["--upstream", "openai=https://x.example", "--spool", "/dev/null"], "spool /dev/null: "),
         (["--upstream", "openai=ftp://x"], "upstream openai: the URL must begin with"),

@@ -75,6 +75,8 @@ def test_valid(fields: dict[str, Any]) -> None:
         ({"timestamp": NOON + timedelta(minutes=5, microseconds=1)}, "timestamp", "5 minutes in the future"),
         ({"timestamp": moment("9999-12-31T23:59:59Z")}, "timestamp", "5 minutes in the future"),
         ({"timestamp": moment("1999-12-31T23:59:59Z")}, "timestamp", "before the year 2000"),
+        ({"timestamp": moment("9999-12-31T23:59:59-05:00")}, "timestamp", "after the year 9999"),
+        ({"timestamp": moment("2000-01-01T00:00:00+05:00")}, "timestamp", "before the year 2000"),
         ({"timestamp": moment("0001-01-01T00:00:00Z")}, "timestamp", "before the year 2000"),
         ({"trace_id": "xyz"}, "trace_id", "32 hexadecimal"),
         ({"span_id": "0" * 15 + "\n"}, "span_id", "16 hexadecimal"),

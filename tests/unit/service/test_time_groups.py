@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import count
 
 import pytest
@@ -76,3 +76,23 @@ def test_a_window_that_ends_before_it_starts_is_refused_everywhere() -> None:
                 call(**window)
         with pytest.raises(ValidationError, match="end_date must not be before start_date"):
             list(client.usage.export(**window))
+
+
+@pytest.mark.parametrize("group_by", ["", "model", "tag", "meter", ["tag", "region"]])
+def test_a_summary_is_of_the_series_however_far_records_are_ahead(group_by: str | list[str]) -> None:
+    midnight = datetime(2026, 3, 2, tzinfo=UTC)
+    runtime = VirtualRuntime(now=midnight.timestamp() - 60)
+    with CostOpsClient(base_url="sqlite://", runtime=runtime) as client:
+        for minutes in (-9, 0.5, 3):
+            moment = midnight + timedelta(minutes=minutes)
+            client.usage.submit(
+                organization_id="acme",
+                provider="openai",
+                model_id="gpt-4o",
+                input_tokens=1000,
+                timestamp=moment,
+            )
+        series = client.analytics.get("2026-03-01", group_by=group_by, interval="day")
+        assert sum(point.metrics.total_requests for point in series.time_series) == 1
+        assert series.summary.total_requests == 1
+        assert client.costs.get(group_by=group_by).total_requests == 3

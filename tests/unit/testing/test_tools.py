@@ -32,7 +32,7 @@ from llm_cost_ops.interceptors.logging import CallLogging
 from llm_cost_ops.interceptors.metrics import CallMetrics
 from llm_cost_ops.interceptors.rate_limit import RateLimit
 from llm_cost_ops.interceptors.retry import Retry
-from llm_cost_ops.interceptors.validation import Validation
+from llm_cost_ops.rules.requests import Validation
 from llm_cost_ops.testing import (
     AsyncVirtualRuntime,
     Delay,

@@ -142,7 +142,7 @@ def test_bool_keys_are_words_in_json() -> None:
         ({"ratio": "1"}, "ratio", "must be a number, not '1'"),
         ({"price": Decimal(-1)}, "price", "must be 0 or more, not -1"),
         ({"price": Decimal("NaN")}, "price", "must be a finite number, not NaN"),
-        ({"price": 0.1}, "price", "use Decimal or str, never float, as in 0.1"),
+        ({"price": 0.1}, "price", "must be a Decimal or a str such as '0.1', not a float"),
         ({"price": Decimal("1E+999999")}, "price", f"{TOO_LARGE}, not 1E+999999"),
         ({"tags": []}, "tags", "is required"),
         ({"tags": ["a"] * 3}, "tags", "must have at most 2 items, not 3"),

@@ -1,0 +1,79 @@
+"""Values at the edges of what fields hold: the same answers over every transport, in both colours."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from llm_cost_ops import UsageRecord, ValidationError
+from llm_cost_ops.types import SubmitStatus
+
+NO_UTC = datetime(9999, 12, 31, 23, 59, tzinfo=timezone(timedelta(hours=-5)))
+"""A moment that has no form in UTC."""
+
+
+def record(organization: str, **fields: Any) -> UsageRecord:
+    call: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 1000}
+    return UsageRecord(organization_id=organization, **{**call, **fields})
+
+
+async def refusal(call: Any) -> list[tuple[str, str]]:
+    with pytest.raises(ValidationError) as caught:
+        await call
+    return [tuple(violation) for violation in caught.value.violations]
+
+
+async def test_a_key_is_kept_with_the_spaces_around_it(client: Any, organization: str) -> None:
+    for key in (" k", "k ", "k", " "):
+        sent = record(organization, idempotency_key=key)
+        assert not (await client.usage.submit(sent)).duplicate
+        assert (await client.usage.submit(sent)).duplicate
+    first = await client.usage.submit_batch([record(organization)] * 2, idempotency_key=" b")
+    other = await client.usage.submit_batch([record(organization)] * 2, idempotency_key="b")
+    again = await client.usage.submit_batch([record(organization)] * 2, idempotency_key=" b")
+    assert (first.created, other.created, again.duplicates) == (2, 2, 2)
+    listed = await client.usage.list(organization_id=organization, sort="ingested_at", order="asc")
+    keys = [found.idempotency_key for found in listed.data]
+    assert keys == [" k", "k ", "k", " ", " b:0", " b:1", "b:0", "b:1"]
+
+
+async def test_spaces_around_a_header_are_no_part_of_it(client: Any, organization: str) -> None:
+    listed = await client.usage.list(organization_id=organization, headers={"x-team": " red "})
+    assert listed.data == []
+
+
+async def test_a_moment_without_a_form_in_utc_is_refused_by_name(client: Any, organization: str) -> None:
+    rule = "must not be after the year 9999 in UTC"
+    bad = record(organization, timestamp=NO_UTC)
+    assert await refusal(client.usage.submit(bad)) == [("timestamp", rule)]
+    assert await refusal(client.costs.estimate(bad)) == [("timestamp", rule)]
+    batch = await client.usage.submit_batch([bad, record(organization)])
+    assert (batch.created, batch.invalid) == (1, 1)
+    [violation] = batch.results[0].error.violations
+    assert (violation.field, violation.description) == ("records[0].timestamp", rule)
+    stream = await client.usage.stream([bad, record(organization)])
+    assert (stream.created, stream.invalid) == (1, 1)
+
+
+async def test_a_time_ahead_is_named_beside_other_faults(client: Any, organization: str) -> None:
+    bad = record(organization, total_tokens=7, timestamp=datetime.now(UTC) + timedelta(days=1))
+    faults = ["timestamp", "total_tokens"]
+    assert [field for field, _ in await refusal(client.usage.submit(bad))] == faults
+    batch = await client.usage.submit_batch([record(organization), bad])
+    named = [violation.field for violation in batch.results[1].error.violations]
+    assert named == [f"records[1].{field}" for field in faults]
+
+
+async def test_the_problems_of_a_stream_are_in_its_order(client: Any, organization: str) -> None:
+    kept = record(organization, idempotency_key="k")
+    conflict = record(organization, idempotency_key="k", input_tokens=7)
+    bad = record(organization, input_tokens=-1)
+    stream = await client.usage.stream([kept, bad, conflict, bad, conflict])
+    assert [(problem.index, problem.status) for problem in stream.problems] == [
+        (1, SubmitStatus.INVALID),
+        (2, SubmitStatus.CONFLICT),
+        (3, SubmitStatus.INVALID),
+        (4, SubmitStatus.CONFLICT),
+    ]
