@@ -104,8 +104,7 @@ class NumberedIds:
     def at(self, number: int) -> tuple[str, bytes]:
         """The id of the record with a number, as text and as it is stored."""
         end = (9 << 60 | self._first + number & _TAIL).to_bytes(8, "big")
-        shown = end.hex()
-        return f"{self._text}-{shown[:4]}-{shown[4:]}", self._beginning + end
+        return f"{self._text}-{end.hex('-', 6)}", self._beginning + end
 
     @staticmethod
     def of(organization_id: str, key: str) -> NumberedIds | None:
