@@ -17,9 +17,9 @@ __all__ = ["spool"]
 
 def spool(options: argparse.Namespace) -> int:
     """The `spool` command; the exit status is 1 when records are left."""
-    if not Path(options.folder).exists():
-        # It would be made, and be empty: nothing is left to send, says who looks into a misspelt one.
-        raise ConfigurationError(f"there is no spool {options.folder}", parameter="folder")
+    if not Path(options.folder).is_dir():
+        # A recorder makes its folder; here it is a wrong name, and nothing would seem to be left.
+        raise ConfigurationError(f"there is no folder {options.folder}", parameter="folder")
     return _status(options.folder) if options.action == "status" else _drain(options)
 
 
