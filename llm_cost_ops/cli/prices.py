@@ -242,6 +242,7 @@ def _add(options: argparse.Namespace, output: Output) -> None:
             source_url=options.source_url,
         )
     table = _card_table(card)
+    table.title = f"{card.provider}/{card.model_id}, card {card.id}"
     table.rows += [[rate.meter, rate.price, rate.per or 1_000_000] for rate in card.rates]
     output.table(table)
 

@@ -19,12 +19,9 @@ _PATHS = (
     ("_client_wrapper", "httpx_client", "httpx_client"),  # cohere
     ("root_client", "_client"),  # LangChain's models
     ("root_async_client", "_client"),
-    (
-        "_api_client",
-        "_httpx_client",
-    ),  # google-genai: beside what genai.py wraps
+    ("_api_client", "_httpx_client"),  # google-genai, beside what genai.py wraps
     ("_api_client", "_async_httpx_client"),
-    (),
+    (),  # an HTTP client itself
 )
 
 

@@ -89,10 +89,14 @@ def test_jsonl_is_imported_again(database: Path, tmp_path: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out) == copied
 
 
-def test_an_export_that_fails_leaves_the_file_as_it_was(database: Path, tmp_path: Path) -> None:
+def test_an_export_that_fails_leaves_the_file_as_it_was(
+    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = tmp_path / "usage.csv"
     target.write_text("what was there")
     assert run("export", "--db", database, "--output", target, "--status", "cheap") == 2
+    assert run("export", "--db", database, "--output", tmp_path / "none" / "x.csv") == 2
+    assert f"there is no folder {tmp_path / 'none'}\n" in capsys.readouterr().err
     assert target.read_text() == "what was there"
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".db"]
     assert run("export", "--db", database, "--output", tmp_path / "missing" / "usage.csv") == 2
