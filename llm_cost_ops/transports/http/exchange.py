@@ -15,7 +15,7 @@ from llm_cost_ops.lazy import missing_library
 from llm_cost_ops.rpc.answers import missing_answer
 from llm_cost_ops.rpc.context import CallContext, Metadata, fits_header
 from llm_cost_ops.rpc.method import Idempotency
-from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed
+from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed, invalid_argument
 from llm_cost_ops.transports.http.binding import HttpRequest, binding_of
 from llm_cost_ops.transports.http.errors import error_from_response
 from llm_cost_ops.transports.net.bodies import BoundedBody
@@ -152,9 +152,15 @@ class Exchange:
             self._connect_cut = True
             connect = start + share
         timeout = {"connect": connect, "read": step, "write": step, "pool": left}
+        try:
+            url = _url(self._origin + self._http.target)
+        except httpx.InvalidURL as error:
+            # Such as for thousands of values in a filter.
+            rule = f"makes a URL that can't be sent: {error}"
+            raise invalid_argument("query", rule, origin="client") from None
         return httpx.Request(
             self._http.verb,
-            _url(self._origin + self._http.target),
+            url,
             headers=self._headers(left),
             content=content,
             extensions={"timeout": timeout, "trace": trace},
