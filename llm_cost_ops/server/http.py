@@ -19,8 +19,8 @@ from llm_cost_ops.server.admission import Admission
 from llm_cost_ops.server.calls import CallObserver, Receive, Scope, Send, Traffic, watched
 from llm_cost_ops.server.decoding import (
     BATCHES,
+    UNBOUNDED_ANSWERS,
     decode_json,
-    is_long_answer,
     key_of,
     max_bytes_of,
     violation_of,
@@ -389,7 +389,7 @@ class AsgiApp:
         return status, metadata_headers(context.response_metadata), await self._encoded(binding, response)
 
     async def _encoded(self, binding: Binding, response: object) -> bytes:
-        if is_long_answer(binding.method, response):
+        if binding.method.path in UNBOUNDED_ANSWERS:
             return await self._runtime.offload(binding.encode_response, response)
         return binding.encode_response(response)
 

@@ -24,9 +24,8 @@ from llm_cost_ops._gen.messages import (
     BatchSubmitUsageResponse,
     GetCostSummaryResponse,
     SubmitResult,
-    SubmitUsageResponse,
 )
-from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, GET_COST_SUMMARY, STREAM_USAGE, SUBMIT_USAGE
+from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, STREAM_USAGE
 from llm_cost_ops.server import decoding
 from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.fields import walk
@@ -351,15 +350,30 @@ def test_items_are_where_a_walk_through_all_fields_finds_them(parts, end):
         assert decoding._protobuf_items(BATCH_FIELD, sent, 10_000)[0] == expected
 
 
-@pytest.mark.parametrize(("results", "long"), [(0, False), (512, False), (513, True)])
-def test_only_the_answer_of_a_large_batch_is_encoded_outside_the_loop(results, long):
-    answer = BatchSubmitUsageResponse(data=BatchReceipt(results=[SubmitResult()] * results))
-    assert decoding.is_long_answer(BATCH_SUBMIT_USAGE, answer) is long
+def received(results, **counts):
+    return BatchSubmitUsageResponse(data=BatchReceipt(results=[SubmitResult()] * results, **counts))
 
 
-def test_the_answers_that_may_be_long_are_encoded_outside_the_loop():
-    assert decoding.is_long_answer(GET_COST_SUMMARY, GetCostSummaryResponse())
-    assert not decoding.is_long_answer(SUBMIT_USAGE, SubmitUsageResponse())
+@pytest.mark.parametrize(
+    ("response", "short"),
+    [
+        (
+            BatchSubmitUsageResponse(
+                data=BatchReceipt(results=[SubmitResult()] * 5, created=3, duplicates=2)
+            ),
+            True,
+        ),
+        (received(6, created=6), False),
+        (
+            BatchSubmitUsageResponse(data=BatchReceipt(results=[SubmitResult()] * 5, created=4, invalid=1)),
+            False,
+        ),
+        (BatchSubmitUsageResponse(), True),
+        (GetCostSummaryResponse(), False),
+    ],
+)
+def test_only_a_few_receipts_are_encoded_in_the_loop(response, short):
+    assert decoding.is_short(response, 5) is short
 
 
 @given(
