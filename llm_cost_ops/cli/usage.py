@@ -130,7 +130,7 @@ def _value(text: str) -> object:
     """A number, list, object or null where it is one in JSON, else the text."""
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return text
 
 

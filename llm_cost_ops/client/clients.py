@@ -149,8 +149,9 @@ class _Client:
 
         It shares the rate limit, the circuit breaker, the retry budget and what is registered for
         logging and metrics with this one, and the cache unless `api_key` changes. `retry=None`
-        means no retries; `headers` are added to those of this client. Closing it closes nothing:
-        close the client that was made first.
+        means no retries; `headers` are added to those of this client. What it records beside the
+        caller's work (`usage.record`, `instrument`) goes the way of the first client, with the key and
+        the headers of that one. Closing it closes nothing: close the client that was made first.
         """
         changes: dict[str, Any] = {}
         if timeout is not UNSET:

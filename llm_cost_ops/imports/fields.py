@@ -77,7 +77,7 @@ def _tags(text: str) -> list[str]:
     if text.startswith("["):
         try:
             return list(msgspec.json.decode(text, type=list[str]))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             pass
     return [tag for tag in text.split(",") if tag]
 

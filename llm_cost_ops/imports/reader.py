@@ -164,7 +164,7 @@ class UsageFile:
             for part in self._parts(known, fields):
                 any_found = True
                 yield from self._finished(number, raw, part, known)
-        except (DecodeError, PayloadError, ValueError, TypeError) as error:
+        except (DecodeError, PayloadError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
             self._remember(error, fields)
             yield Item(number, reason_of(error))
             return

@@ -310,6 +310,15 @@ def test_arguments_win_over_config_and_config_over_environment(monkeypatch: pyte
         CostOpsClient(config={})
 
 
+@pytest.mark.parametrize(
+    "proxy", ["u:canary@h:1", "http://u:canary@h:1", "http://u:can/canary@h:1", "socks5://u:can@canary@h:1"]
+)
+def test_no_password_of_a_proxy_is_shown(proxy: str) -> None:
+    shown = repr(ClientConfig(proxy=proxy))
+    assert "canary" not in shown
+    assert "***@h:1" in shown
+
+
 def test_no_secret_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     config = ClientConfig(
         api_key="canary-1", proxy="http://user:canary-2@proxy", default_headers={"x-api-key": "canary-3"}
