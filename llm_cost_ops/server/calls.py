@@ -11,6 +11,7 @@ from llm_cost_ops.service.access.tenancy import actor_of
 __all__ = [
     "CallObserver",
     "Message",
+    "OpenCalls",
     "Receive",
     "Scope",
     "Send",
@@ -47,6 +48,24 @@ class ServedCall(NamedTuple):
 
 CallObserver = Callable[[ServedCall], None]
 """Gets each call after its answer. It is called in the event loop, and may not raise."""
+
+
+class OpenCalls:
+    """How many calls over gRPC are not over: one is when grpcio has sent its status.
+
+    That is after its handler returned; a server that stops in between cuts the answer off.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def enter(self, grpc_context: Any) -> None:
+        """Count a call from now until it is over."""
+        self.count += 1
+        grpc_context.add_done_callback(self._over)
+
+    def _over(self, _: object) -> None:
+        self.count -= 1
 
 
 class Traffic:

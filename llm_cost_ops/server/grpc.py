@@ -33,7 +33,7 @@ from llm_cost_ops.server.app import (
     remove_stale_socket,
     tcp_listener,
 )
-from llm_cost_ops.server.calls import CallObserver, Traffic
+from llm_cost_ops.server.calls import CallObserver, OpenCalls, Traffic
 from llm_cost_ops.server.decoding import (
     decode_protobuf,
     is_long_answer,
@@ -113,7 +113,7 @@ class GrpcServer:
         self._limits = limits or GrpcLimits()
         self._runtime = runtime or AsyncRuntime()
         self._server: grpc.aio.Server | None = None
-        self._in_flight = _InFlight()
+        self._in_flight = OpenCalls()
         self._streams: list[HealthHandler | ReflectionHandler] = []
 
     async def start(self) -> str:
@@ -139,7 +139,8 @@ class GrpcServer:
         # A call that reaches grpcio from now on is handed to nobody, yet waited for until the grace ends:
         # once those that were handed on are done, that is cut short.
         await asyncio.wait([stopping], timeout=_SETTLING)
-        while (self._in_flight.calls or any(each.open for each in self._streams)) and not stopping.done():
+        calls = [self._in_flight, *(each.open for each in self._streams)]
+        while any(each.count for each in calls) and not stopping.done():
             await asyncio.wait([stopping], timeout=_SETTLING)
         await server.stop(None)
         await stopping
@@ -229,12 +230,6 @@ class _Certificate:
         return self._read
 
 
-class _InFlight:
-    """How many calls the servicers work on."""
-
-    calls = 0
-
-
 class _Method:
     """What grpcio calls for one method, with the bytes of the request, or an iterator of them."""
 
@@ -244,7 +239,7 @@ class _Method:
         handler: ServiceHandler,
         limits: GrpcLimits,
         runtime: Runtime,
-        in_flight: _InFlight,
+        in_flight: OpenCalls,
         admit: Callable[[CallContext], Awaitable[None]],
         admission: Admission | None,
         observe: CallObserver | None,
@@ -305,10 +300,10 @@ class _Method:
         request_id = next((value for key, value in received if key == REQUEST_ID_HEADER), "")
         request_id = request_id if is_request_id(str(request_id)) else uuid7()
         context: CallContext | None = None
-        self._in_flight.calls += 1
+        self._in_flight.enter(grpc_context)
         started, traffic.status = self._runtime.monotonic(), "CANCELLED"
         try:
-            if self._in_flight.calls > self._limits.max_concurrent_calls:
+            if self._in_flight.count > self._limits.max_concurrent_calls:
                 raise overloaded(self._runtime)
             context = self._context(received, str(request_id), grpc_context)
             if self._admission is not None:
@@ -327,7 +322,6 @@ class _Method:
             hidden = RpcError(StatusCode.INTERNAL, "internal error")
             await _abort(grpc_context, hidden, context, str(request_id))
         finally:
-            self._in_flight.calls -= 1
             if self._observe is not None:
                 seconds = self._runtime.monotonic() - started
                 self._observe(traffic.grpc_call(context, self._method.full_name, str(request_id), seconds))
@@ -470,8 +464,7 @@ class HealthHandler:
         self._asked = float("-inf")
         self._asking = asyncio.Lock()
         self._stopped = asyncio.Event()
-        self.open = 0
-        """How many watches are open."""
+        self.open = OpenCalls()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What grpcio calls."""
@@ -490,23 +483,20 @@ class HealthHandler:
 
     async def watch(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         """The status of a service now, and whenever it changes."""
+        self.open.enter(context)
         service = await _service(request, context)
         sent = 0
-        self.open += 1
-        try:
-            while True:
-                stopped = self._stopped.is_set()
-                status = await self._status_of(service)
-                if status != sent:
-                    sent = status
-                    yield number(1, status)
-                if stopped:
-                    return
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(FRESH):
-                        await self._stopped.wait()
-        finally:
-            self.open -= 1
+        while True:
+            stopped = self._stopped.is_set()
+            status = await self._status_of(service)
+            if status != sent:
+                sent = status
+                yield number(1, status)
+            if stopped:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FRESH):
+                    await self._stopped.wait()
 
     def stop(self) -> None:
         """Say NOT_SERVING to everybody, and end the watches."""

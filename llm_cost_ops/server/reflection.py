@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from llm_cost_ops.server.calls import OpenCalls
 from llm_cost_ops.transports.grpc.status import block, fields_of, number
 from llm_cost_ops.wire import DecodeError
 
@@ -87,8 +88,7 @@ class ReflectionHandler:
         self._services = sorted(services)
         self._image = image
         self._stopped = asyncio.Event()
-        self.open = 0
-        """How many streams are open."""
+        self.open = OpenCalls()
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What grpcio calls."""
@@ -101,8 +101,8 @@ class ReflectionHandler:
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[bytes]:
         """An answer for each request."""
+        self.open.enter(context)
         stopped = asyncio.ensure_future(self._stopped.wait())
-        self.open += 1
         try:
             while True:
                 reading = asyncio.ensure_future(context.read())
@@ -115,7 +115,6 @@ class ReflectionHandler:
                     return
                 yield self._respond(request)
         finally:
-            self.open -= 1
             stopped.cancel()
 
     def stop(self) -> None:
