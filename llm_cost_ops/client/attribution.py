@@ -11,7 +11,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TypedDict
 
@@ -135,7 +135,9 @@ def attribute(
     try:
         yield
     finally:
-        _current.reset(token)
+        # A generator that is dropped is closed in another context, in which nothing was set.
+        with suppress(ValueError):
+            _current.reset(token)
 
 
 class Attribution:
