@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
     from llm_cost_ops.client.recording import Recording
 
-__all__ = ["observe", "sink_of"]
+__all__ = ["check_stream_usage", "observe", "sink_of"]
 
 
 def observe(
@@ -28,10 +28,7 @@ def observe(
     recording_proxy: str | None = None,
 ) -> None:
     """Have the calls of an SDK's client recorded; those that go to `recording_proxy` by that."""
-    if stream_usage not in (True, False, "auto"):
-        raise ConfigurationError(
-            f"stream_usage must be True, False or 'auto', not {stream_usage!r}", parameter="stream_usage"
-        )
+    check_stream_usage(stream_usage)
     stated = attributes_of(attribution)
     options = Options(
         sink=recording,
@@ -42,6 +39,14 @@ def observe(
         proxy=None if recording_proxy is None else _proxy(recording_proxy, recording),
     )
     wrap(sdk_client, options)
+
+
+def check_stream_usage(stream_usage: object) -> None:
+    """Raise ConfigurationError for what is no setting of `stream_usage`."""
+    if stream_usage not in (True, False, "auto"):
+        raise ConfigurationError(
+            f"stream_usage must be True, False or 'auto', not {stream_usage!r}", parameter="stream_usage"
+        )
 
 
 # Such labels can stand in the name of a header, whose letters have no case.

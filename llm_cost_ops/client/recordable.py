@@ -23,7 +23,7 @@ def as_it_is(record: Recordable) -> Recordable:
     """A record that later changes of the caller's do not reach."""
     if not isinstance(record, UsageRecord):
         return record
-    containers = {name: _apart(value) for name in _CONTAINERS if (value := getattr(record, name))}
+    containers = {name: _apart(name, value) for name in _CONTAINERS if (value := getattr(record, name))}
     return msgspec.structs.replace(record, **containers)
 
 
@@ -31,11 +31,16 @@ def as_they_are(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields of a record, likewise. Changes the mapping."""
     for name in _CONTAINERS:
         if name in fields:
-            fields[name] = _apart(fields[name])
+            fields[name] = _apart(name, fields[name])
     return fields
 
 
-def _apart(value: Any) -> Any:
+def _apart(name: str, value: Any) -> Any:
+    if name == "metadata":
+        try:
+            return copy.deepcopy(value)
+        except Exception:  # noqa: BLE001  # what can't be copied is no JSON either, and is rejected as such
+            return value
     if isinstance(value, dict | list):
         return value.copy()
     return copy.copy(value) if isinstance(value, ModalityTokens) else value

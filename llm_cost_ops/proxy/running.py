@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from llm_cost_ops.client.attribution import Attributes
 from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
-from llm_cost_ops.client.observing import sink_of
+from llm_cost_ops.client.observing import check_stream_usage, sink_of
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.ledger import Ledger, open_ledger
 from llm_cost_ops.proxy.app import ProxyApp
@@ -52,24 +52,20 @@ def asgi_app(
     """
     if require_keys and keys is None:
         raise ConfigurationError("keys must be given, or require_keys be False", parameter="keys")
-    if stream_usage not in (True, False, "auto"):
-        raise ConfigurationError(
-            f"stream_usage must be True, False or 'auto', not {stream_usage!r}", parameter="stream_usage"
-        )
+    check_stream_usage(stream_usage)
     made = upstreams_of(upstreams)
-    opened = open_ledger(keys) if isinstance(keys, str) else None
-    ledger = opened or keys
+    ledger = open_ledger(keys) if isinstance(keys, str) else keys
     config = client.config
     return ProxyApp(
         made,
         sink_of(client),
-        Callers(None if ledger is None or isinstance(ledger, str) else ledger.keys, required=require_keys),
+        Callers(None if ledger is None else ledger.keys, required=require_keys),
         defaults=Attributes(
             organization_id=config.organization_id, project_id=config.project_id, labels=config.labels
         ),
         limits=limits or ProxyLimits(),
         stream_usage=stream_usage,
-        close=None if opened is None else opened.aclose,
+        close=ledger.aclose if ledger is not None and isinstance(keys, str) else None,
     )
 
 

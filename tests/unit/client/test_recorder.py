@@ -30,6 +30,7 @@ from llm_cost_ops import (
     ValidationError,
 )
 from llm_cost_ops.client.observer import Observer
+from llm_cost_ops.client.recordable import as_it_is, as_they_are
 from llm_cost_ops.client.recorder import MAX_BATCH_RECORDS, Recorder, _moment
 from llm_cost_ops.client.spool import Spool, SpoolBatch
 from llm_cost_ops.exceptions import AuthenticationError, NetworkError
@@ -167,6 +168,16 @@ def test_one_text_is_one_tag_however_it_is_said() -> None:
         assert client.flush(MAX_WAIT).delivered == 2
         tags = [record.tags for record in client.usage.list(sort="ingested_at", order="asc")]
     assert tags == [["production"], ["production"], ["seen", "production"]]
+
+
+def test_what_is_nested_in_metadata_is_the_callers_to_change_once_it_was_recorded() -> None:
+    metadata: dict[str, Any] = {"steps": [1]}
+    fields, record = as_they_are({"metadata": metadata}), as_it_is(UsageRecord(metadata=metadata))
+    metadata["steps"].append(2)
+    assert isinstance(record, UsageRecord)
+    assert fields["metadata"] == record.metadata == {"steps": [1]}
+    odd = {"metadata": {"lock": threading.Lock()}}
+    assert as_they_are(odd) == odd, "it is rejected when its turn comes"
 
 
 def test_a_dict_in_the_place_of_a_record_is_refused_by_what_it_is(caplog: pytest.LogCaptureFixture) -> None:
