@@ -503,3 +503,15 @@ def test_a_record_that_waits_for_room_when_the_client_is_closed_is_dropped() -> 
         waiting.join(MAX_WAIT)
         report = recorder.report()
     assert (report.dropped, report.pending) == (2, 0)
+
+
+def test_a_callback_that_flushes_waits_for_nothing() -> None:
+    reports: list[Any] = []
+    ledger = Ledger()
+    with recording(ledger, on_result=lambda *_: reports.append(recorder.flush(MAX_WAIT))) as recorder:
+        ledger.allowed.clear()
+        for _ in range(MAX_BATCH_RECORDS + 1):
+            recorder.record(None, {"model_id": "m"})
+        ledger.allowed.set()
+        assert recorder.flush(MAX_WAIT / 2).delivered == MAX_BATCH_RECORDS + 1
+    assert min(report.delivered for report in reports) <= MAX_BATCH_RECORDS
