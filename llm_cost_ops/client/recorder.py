@@ -146,7 +146,12 @@ class Recorder:
             self._queue.append((record, {}, attributes, time.time_ns(), next(self._numbers)))
 
     def flush(self, timeout: float | None = None) -> FlushReport:
-        """Wait until everything was sent, for at most so many seconds; shutdown_timeout when not given."""
+        """Wait until everything was sent, for at most so many seconds; shutdown_timeout when not given.
+
+        A callback of the recorder's own thread does not wait: nothing would be sent meanwhile.
+        """
+        if threading.current_thread() is self._thread:
+            return self.report()
         seconds = self._config.shutdown_timeout if timeout is None else timeout
         until = time.monotonic() + seconds
         if self._left():

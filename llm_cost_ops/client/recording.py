@@ -15,6 +15,7 @@ from llm_cost_ops._gen.messages import BatchReceipt, UsageRecord
 from llm_cost_ops._gen.resources import AsyncUsageResource, UsageResource
 from llm_cost_ops.client.attribution import Attributes, Attribution
 from llm_cost_ops.rpc.channel import AsyncChannel, Channel
+from llm_cost_ops.rpc.forks import forget_in_children
 
 if TYPE_CHECKING:
     from llm_cost_ops.client.recorder import FlushReport, Recordable, Recorder
@@ -30,9 +31,14 @@ class Recording:
         self._config = config
         self._attribution = attribution
         self._connect = connect
-        self._lock = threading.Lock()
         self._recorder: Recorder | None = None
         self._closed = False
+        self.forget()
+        forget_in_children(self)
+
+    def forget(self) -> None:
+        """In a forked child: who was making the recorder is the parent's."""
+        self._lock = threading.Lock()
 
     @property
     def recorder(self) -> Recorder:

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -514,3 +515,41 @@ def test_a_record_that_waits_for_room_when_the_client_is_closed_is_dropped() -> 
         waiting.join(MAX_WAIT)
         report = recorder.report()
     assert (report.dropped, report.pending) == (2, 0)
+
+
+def test_a_callback_that_flushes_waits_for_nothing() -> None:
+    reports: list[Any] = []
+    ledger = Ledger()
+    with recording(ledger, on_result=lambda *_: reports.append(recorder.flush(MAX_WAIT))) as recorder:
+        ledger.allowed.clear()
+        for _ in range(MAX_BATCH_RECORDS + 1):
+            recorder.record(None, {"model_id": "m"})
+        ledger.allowed.set()
+        assert recorder.flush(MAX_WAIT / 2).delivered == MAX_BATCH_RECORDS + 1
+    assert min(report.delivered for report in reports) <= MAX_BATCH_RECORDS
+
+
+def test_a_fork_while_another_thread_makes_the_recorder(monkeypatch: pytest.MonkeyPatch) -> None:
+    making, allowed, make = threading.Event(), threading.Event(), Recorder.__init__
+
+    def slowly(self: Recorder, *arguments: Any) -> None:
+        making.set()
+        assert allowed.wait(MAX_WAIT)
+        make(self, *arguments)
+
+    monkeypatch.setattr(Recorder, "__init__", slowly)
+    call: Any = {"organization_id": "o", "provider": "p", "model_id": "m"}
+    config = ClientConfig(base_url="http://127.0.0.1:9", recorder=RecorderConfig(shutdown_timeout=0))
+    with CostOpsClient(config=config) as client:
+        thread = threading.Thread(target=client.usage.record, kwargs=call)
+        thread.start()
+        assert making.wait(MAX_WAIT)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(int(MAX_WAIT))
+            allowed.set()
+            client.usage.record(**call)
+            os._exit(0 if client.flush(0).recorded == 1 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        allowed.set()
+        thread.join(MAX_WAIT)
