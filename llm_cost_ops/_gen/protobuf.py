@@ -26,7 +26,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.wire.decimals import from_text, plain
 from llm_cost_ops.wire.fields import (
     DECODE_FAULTS, ENCODE_FAULTS, enum_members, enum_varint, enum_varints, keep_unknown, read_entry,
-    read_enum, skip_unknown, decode_error, decoder, encode_error, read_flattened,
+    read_enum, read_text_entry, skip_unknown, decode_error, decoder, encode_error, read_flattened,
 )
 from llm_cost_ops.wire.structs import read_raw_json, write_raw_json
 from llm_cost_ops.wire.timestamps import read_timestamp, write_timestamp
@@ -484,7 +484,7 @@ def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: Time
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x3(_read_group_key(data, s, pos, depth + 1, None))
+                    x3(_read_group_key(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
@@ -636,7 +636,7 @@ def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | 
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_time_series_point(data, s, pos, depth + 1, None))
+                    x1(_read_time_series_point(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 18:
@@ -1006,7 +1006,7 @@ def _read_list_audit_events_response(data: bytes, pos: int, end: int, depth: int
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_audit_event(data, s, pos, depth + 1, None))
+                    x1(_read_audit_event(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 18:
@@ -1321,7 +1321,7 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x10(_read_cost_line(data, s, pos, depth + 1, None))
+                    x10(_read_cost_line(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 90:
@@ -1642,7 +1642,7 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x6(_read_group_key(data, s, pos, depth + 1, None))
+                    x6(_read_group_key(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
@@ -1701,7 +1701,7 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x11(_read_currency_total(data, s, pos, depth + 1, None))
+                    x11(_read_currency_total(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
@@ -1930,7 +1930,7 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x7(_read_cost_group(data, s, pos, depth + 1, None))
+                    x7(_read_cost_group(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 64:
@@ -1951,7 +1951,7 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x10(_read_currency_total(data, s, pos, depth + 1, None))
+                    x10(_read_currency_total(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 90:
@@ -2637,7 +2637,7 @@ def _read_reprice_report(data: bytes, pos: int, end: int, depth: int, m: Reprice
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x4(_read_reprice_difference(data, s, pos, depth + 1, None))
+                    x4(_read_reprice_difference(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _REPRICE_REPORT_TAGS, kept)
@@ -2815,9 +2815,7 @@ def _read_filter(data: bytes, pos: int, end: int, depth: int, m: Filter | None) 
                 m.tag.append(data[s:pos].decode())
             elif t == 58:
                 s, pos = read_sized(data, pos + 1, end)
-                k, v = read_entry(data, s, pos, 10, 18, False)
-                k7 = k.decode()
-                v7 = v.decode()
+                k7, v7 = read_text_entry(data[s:pos])
                 m.label[k7] = v7
             elif t == 66:
                 s, pos = read_sized(data, pos + 1, end)
@@ -3031,7 +3029,7 @@ def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: Ge
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x4(_read_component_health(data, s, pos, depth + 1, None))
+                    x4(_read_component_health(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _GET_HEALTH_RESPONSE_TAGS, kept)
@@ -3140,7 +3138,7 @@ def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m:
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x4(_read_component_health(data, s, pos, depth + 1, None))
+                    x4(_read_component_health(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _GET_READINESS_RESPONSE_TAGS, kept)
@@ -3536,7 +3534,7 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x4(_read_price_tier(data, s, pos, depth + 1, None))
+                    x4(_read_price_tier(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
@@ -4110,7 +4108,7 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x13(_read_time_window(data, s, pos, depth + 1, None))
+                    x13(_read_time_window(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
@@ -4125,7 +4123,7 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x14(_read_rate(data, s, pos, depth + 1, None))
+                    x14(_read_rate(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
@@ -4162,7 +4160,7 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x17(_read_price_multiplier(data, s, pos, depth + 1, None))
+                    x17(_read_price_multiplier(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                     if t > 127: t += data[pos + 1] << 7
@@ -4464,7 +4462,7 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x15(_read_rate(data, s, pos, depth + 1, None))
+                    x15(_read_rate(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 256:
@@ -4484,7 +4482,7 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x18(_read_price_multiplier(data, s, pos, depth + 1, None))
+                    x18(_read_price_multiplier(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                     if t > 127: t += data[pos + 1] << 7
@@ -4499,7 +4497,7 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x19(_read_time_window(data, s, pos, depth + 1, None))
+                    x19(_read_time_window(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                     if t > 127: t += data[pos + 1] << 7
@@ -4796,7 +4794,7 @@ def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: L
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_rate_card(data, s, pos, depth + 1, None))
+                    x1(_read_rate_card(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 18:
@@ -5102,7 +5100,7 @@ def _read_retention_report(data: bytes, pos: int, end: int, depth: int, m: Reten
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x2(_read_retention_policy(data, s, pos, depth + 1, None))
+                    x2(_read_retention_policy(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _RETENTION_REPORT_TAGS, kept)
@@ -6151,9 +6149,7 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    k, v = read_entry(data, s, pos, 10, 18, False)
-                    k28 = k.decode()
-                    v28 = v.decode()
+                    k28, v28 = read_text_entry(data[s:pos])
                     x28[k28] = v28
                     if pos >= end: break
                     t = data[pos]
@@ -6623,7 +6619,7 @@ def _read_batch_submit_usage_request(data: bytes, pos: int, end: int, depth: int
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_usage_record(data, s, pos, depth + 1, None))
+                    x1(_read_usage_record(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _BATCH_SUBMIT_USAGE_REQUEST_TAGS, kept)
@@ -6713,7 +6709,7 @@ def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordErr
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x3(_read_field_violation(data, s, pos, depth + 1, None))
+                    x3(_read_field_violation(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
@@ -6873,7 +6869,7 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_submit_result(data, s, pos, depth + 1, None))
+                    x1(_read_submit_result(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 16:
@@ -7069,7 +7065,7 @@ def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: Li
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_usage_record(data, s, pos, depth + 1, None))
+                    x1(_read_usage_record(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 18:
@@ -7131,7 +7127,7 @@ def _read_stream_usage_request(data: bytes, pos: int, end: int, depth: int, m: S
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_usage_record(data, s, pos, depth + 1, None))
+                    x1(_read_usage_record(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _STREAM_USAGE_REQUEST_TAGS, kept)
@@ -7293,7 +7289,7 @@ def _read_stream_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x4(_read_stream_problem(data, s, pos, depth + 1, None))
+                    x4(_read_stream_problem(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _STREAM_USAGE_RESPONSE_TAGS, kept)
@@ -7394,7 +7390,7 @@ def _read_export_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_usage_record(data, s, pos, depth + 1, None))
+                    x1(_read_usage_record(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _EXPORT_USAGE_RESPONSE_TAGS, kept)
@@ -7867,7 +7863,7 @@ def _read_usage_revisions(data: bytes, pos: int, end: int, depth: int, m: UsageR
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x2(_read_usage_revision(data, s, pos, depth + 1, None))
+                    x2(_read_usage_revision(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _USAGE_REVISIONS_TAGS, kept)

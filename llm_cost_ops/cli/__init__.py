@@ -293,6 +293,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known, a check found something; 2 when it failed or was called wrongly; 130 when it was interrupted; 141
     when whoever read its output had enough.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        # A stream that was closed, as by `>&-`: no file that is opened later may take its place.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         # A sign that a terminal can't show does not end a command.
         if isinstance(stream, io.TextIOWrapper):

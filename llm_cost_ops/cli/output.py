@@ -262,6 +262,7 @@ def _rich_table(table: Table, width: int) -> RichTable:
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     made = RichTable(
         title=escape(table.title) or None,
@@ -280,7 +281,8 @@ def _rich_table(table: Table, width: int) -> RichTable:
             footer=escape(foot),
             justify="right" if column.right else "left",
             style=column.style or None,
-            no_wrap=not column.fold,
+            # Of what is too wide, texts are cut before numbers.
+            no_wrap=column.right and not column.fold,
             overflow="fold" if column.fold else "ellipsis",
         )
     taken = sum(
@@ -292,7 +294,10 @@ def _rich_table(table: Table, width: int) -> RichTable:
     if bars:
         made.add_column("", style="cyan", no_wrap=True)
     for number in range(len(table.rows)):
-        cells = [escape(texts[number]) for texts in columns]
+        cells = [
+            escape(texts[number]) if column.fold else Text(texts[number], no_wrap=True, overflow="ellipsis")
+            for column, texts in zip(table.columns, columns, strict=True)
+        ]
         bar = ["█" * round(room * table.shares[number])] if bars else []
         made.add_row(*cells, *bar, style=table.styles[number] if table.styles else None)
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from llm_cost_ops.cli.target import open_client
 from llm_cost_ops.client.flush_report import FlushReport
@@ -16,6 +17,9 @@ __all__ = ["spool"]
 
 def spool(options: argparse.Namespace) -> int:
     """The `spool` command; the exit status is 1 when records are left."""
+    if not Path(options.folder).is_dir():
+        # A recorder makes its folder; here it is a wrong name, and nothing would seem to be left.
+        raise ConfigurationError(f"there is no folder {options.folder}", parameter="folder")
     return _status(options.folder) if options.action == "status" else _drain(options)
 
 

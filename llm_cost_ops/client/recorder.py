@@ -10,27 +10,30 @@ import atexit
 import contextlib
 import logging
 import random
-import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from itertools import count, islice
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet
 
 from llm_cost_ops._gen.codecs import USAGE_RECORD
-from llm_cost_ops._gen.messages import BatchReceipt, RecordError, SubmitResult, SubmitStatus, UsageRecord
+from llm_cost_ops._gen.messages import SubmitResult, SubmitStatus, UsageRecord
+from llm_cost_ops._gen.validators import validate_usage_record
 from llm_cost_ops.client.attribution import Attributes, current_attributes
 from llm_cost_ops.client.flush_report import MAX_REJECTED, FlushReport, Rejected
+from llm_cost_ops.client.recordable import Recordable, as_it_is, as_they_are
 from llm_cost_ops.client.spool import Spool, SpoolBatch, SpoolFullError
+from llm_cost_ops.client.submitting import Connection, reason_of, submitted
 from llm_cost_ops.config import RecorderConfig
-from llm_cost_ops.exceptions import CostOpsError, RecorderFullError, ServerError, ValidationError
+from llm_cost_ops.exceptions import RecorderFullError
 from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.rpc.forks import forget_in_children, quiesce_for_forks
 from llm_cost_ops.rpc.ids import uuid7_series
-from llm_cost_ops.rpc.status import StatusCode
+from llm_cost_ops.rpc.status import Violation, violations_text
+from llm_cost_ops.wire.errors import DecodeError, EncodeError
 
 __all__ = [
     "MAX_BATCH_BYTES",
@@ -61,26 +64,13 @@ _log = logging.getLogger("llm_cost_ops.recorder")
 
 _ACCEPTED = (SubmitStatus.CREATED, SubmitStatus.DUPLICATE)
 
-Recordable = UsageRecord | Callable[[], UsageRecord] | None
-"""A record, what makes one when it is its turn, or None where the fields are all."""
-
 # What `record` was called with (the record, the fields), and whose the call is; when, in nanoseconds since
 # 1970, and a number.
 _Raw = tuple[Recordable, Mapping[str, Any], Attributes, int, int]
-_Built = tuple[UsageRecord, int]
+# A record to be sent, or why what lies in the spool is none; and its bytes as JSON.
+_Waiting = tuple[UsageRecord | str, int]
 
 
-class Connection(Protocol):
-    """How a recorder reaches a service. Used by the recorder's thread alone."""
-
-    def send(self, records: list[UsageRecord]) -> BatchReceipt:
-        """Submit a batch once, without retries; raises CostOpsError."""
-
-    def close(self) -> None:
-        """Let go of what was opened."""
-
-
-_PLACE = re.compile(r"records\[\d+\]\.?")
 _WITHOUT_ORGANIZATION = ": give the client organization_id=…, or set LLM_COST_OPS_ORGANIZATION_ID"
 
 
@@ -119,17 +109,19 @@ class Recorder:
         _open.add(self)
 
     def record(
-        self, record: Recordable, fields: Mapping[str, object], attributes: Attributes | None = None
+        self, record: Recordable, fields: dict[str, object], attributes: Attributes | None = None
     ) -> None:
         """Take a record; never waits for the network. RecorderFullError where overflow is "raise".
 
+        `fields` are the recorder's from here on; what they hold, and the record, stay the caller's.
         `attributes` say whose the call is, where that is not told by the blocks around this place.
         """
         whose = current_attributes() if attributes is None else attributes
-        raw = (record, fields, whose, time.time_ns(), next(self._numbers))
+        moment, number = time.time_ns(), next(self._numbers)
         if self._spool is not None:
-            self._keep(raw)
+            self._keep((record, fields, whose, moment, number))
             return
+        raw = (as_it_is(record), as_they_are(fields), whose, moment, number)
         queue = self._queue
         if len(queue) + self._in_memory >= self._config.max_records or self._closed:
             self._take_anyway(raw)
@@ -219,7 +211,7 @@ class Recorder:
 
     def _begin_anew(self) -> None:
         self._queue: deque[_Raw] = deque()
-        self._backlog: deque[_Built] = deque()
+        self._backlog: deque[_Waiting] = deque()
         self._backlog_bytes = 0
         self._in_memory = 0
         self._spooled = 0
@@ -273,7 +265,10 @@ class Recorder:
                 while self._is_full() and not self._closed:
                     self._wake()
                     self._progress.wait(0.1)
-                self._queue.append(raw)
+                if not self._abandoned:
+                    self._queue.append(raw)
+                    return
+            self._drop(1, "the client is closed")
         elif self._overflow == "drop_oldest":
             with self._progress:
                 if self._queue:
@@ -296,7 +291,7 @@ class Recorder:
             self._report_error(_given(raw), built)
             return
         assert self._spool is not None
-        payload = USAGE_RECORD.encode_json(built)
+        record, payload = built
         while True:
             try:
                 with self._lock:  # that of _progress, whose own `with` takes as long as the write
@@ -307,7 +302,7 @@ class Recorder:
                     self._spooled -= 1
                 if isinstance(error, SpoolFullError) and self._make_room():
                     continue
-                self._keep_in_memory(built, len(payload), error)
+                self._keep_in_memory(record, len(payload), error)
             break
         if self._idle:
             self._wake()
@@ -341,8 +336,8 @@ class Recorder:
         if not fits:
             self._drop(1, "the spool is full")
 
-    def _built(self, raw: _Raw) -> UsageRecord | str:
-        """The record of a call of `record`, or why there is none."""
+    def _built(self, raw: _Raw) -> tuple[UsageRecord, bytes] | str:
+        """The record of a call of `record`, as it is and as JSON, or why there is none."""
         record, fields, attributes, nanoseconds, number = raw
         try:
             built = self._build(record, fields, attributes)
@@ -350,9 +345,14 @@ class Recorder:
                 built.idempotency_key = self._key_of(nanoseconds, number)
             if built.timestamp is None:
                 built.timestamp = _moment(nanoseconds)
+            # In JSON other types than a field's may become another value, or none that can be read again.
+            if self._spool is not None and (broken := _broken_rules(built)):
+                return broken
+            return built, USAGE_RECORD.encode_json(built)
+        except EncodeError as error:
+            return _broken_rules(built) or str(error)
         except Exception as error:  # noqa: BLE001  # whatever it was, it is the caller's to be told, not to get
             return str(error) or type(error).__name__
-        return built
 
     # What follows runs in the thread.
 
@@ -361,30 +361,25 @@ class Recorder:
         failures, looked = 0, time.monotonic()
         while True:
             self._hurry.clear()
-            self._build_waiting()
-            batch, records = self._next_batch()
-            if records:
-                try:
+            batch: SpoolBatch | None = None
+            waiting: list[_Waiting] = []
+            try:
+                self._build_waiting()
+                batch, waiting = self._next_batch()
+                if waiting:
                     with contextlib.nullcontext() if self._warm else self._importing:
                         connection = connection or self._connect()
-                        self._deliver(connection, batch, records)
+                        self._deliver(connection, batch, waiting)
                     failures, self._warm = 0, True
                     continue
-                except Exception as error:  # noqa: BLE001  # kept for the next attempt, and told
-                    self._put_back(batch, records)
-                    failures += 1
-                    self._rest(error, failures)
-            elif self._closed:
-                break
+            except Exception as error:  # noqa: BLE001  # kept for the next attempt, and told
+                self._put_back(batch, waiting)
+                failures += 1
+                self._rest(error, failures)
             else:
-                self._idle = True
-                if not self._queue:
-                    with self._progress:
-                        self._progress.notify_all()
-                    if self._hurry.wait(_IDLE_SECONDS):
-                        self._urgent.wait(_GATHER_SECONDS)
-                    self._urgent.clear()
-                self._idle = False
+                if self._closed:
+                    break
+                self._wait_for_more()
             if self._spool is not None and time.monotonic() - looked > _TAKE_OVER_SECONDS:
                 looked = time.monotonic()
                 self._take_over()
@@ -392,6 +387,17 @@ class Recorder:
                 break
         if connection is not None:
             connection.close()
+
+    def _wait_for_more(self) -> None:
+        """Wait for a record, for at most _IDLE_SECONDS."""
+        self._idle = True
+        if not self._queue:
+            with self._progress:
+                self._progress.notify_all()
+            if self._hurry.wait(_IDLE_SECONDS):
+                self._urgent.wait(_GATHER_SECONDS)
+            self._urgent.clear()
+        self._idle = False
 
     def _take_over(self) -> None:
         assert self._spool is not None
@@ -422,20 +428,20 @@ class Recorder:
                 self._in_memory += len(raws)
             for raw in raws:
                 built = self._built(raw)
-                size = 0 if isinstance(built, str) else len(USAGE_RECORD.encode_json(built))
                 with self._progress:
                     if isinstance(built, str):
                         self._in_memory -= 1
                         self._count_rejected(_given(raw), built)
                     else:
-                        self._backlog.append((built, size))
-                        self._backlog_bytes += size
+                        record, payload = built
+                        self._backlog.append((record, len(payload)))
+                        self._backlog_bytes += len(payload)
                 if isinstance(built, str):
                     self._report_error(_given(raw), built)
 
-    def _next_batch(self) -> tuple[SpoolBatch | None, list[_Built]]:
+    def _next_batch(self) -> tuple[SpoolBatch | None, list[_Waiting]]:
         with self._progress:
-            taken: list[_Built] = []
+            taken: list[_Waiting] = []
             size = 0
             for built in islice(self._backlog, MAX_BATCH_RECORDS):
                 size += built[1]
@@ -449,42 +455,45 @@ class Recorder:
         batch = self._spool.next_batch(MAX_BATCH_RECORDS, MAX_BATCH_BYTES)
         if batch is None:
             return None, []
-        return batch, [(USAGE_RECORD.decode_json(payload), len(payload)) for payload in batch.payloads]
+        return batch, [(_read(payload), len(payload)) for payload in batch.payloads]
 
-    def _put_back(self, batch: SpoolBatch | None, records: list[_Built]) -> None:
+    def _put_back(self, batch: SpoolBatch | None, waiting: list[_Waiting]) -> None:
         if batch is not None and self._spool is not None:
             self._spool.give_back(batch)
             return
         with self._progress:
             if not self._abandoned:
-                self._backlog.extendleft(reversed(records))
+                self._backlog.extendleft(reversed(waiting))
 
-    def _deliver(self, connection: Connection, batch: SpoolBatch | None, records: list[_Built]) -> None:
-        results = _submitted(connection, [record for record, _ in records])
+    def _deliver(self, connection: Connection, batch: SpoolBatch | None, waiting: list[_Waiting]) -> None:
+        settled = submitted(connection, [record for record, _ in waiting])
         with self._progress:
             if self._abandoned and batch is None:
                 return  # they were counted as dropped, and that was said
-            for (record, size), result in zip(records, results, strict=True):
+            for record, result in settled:
                 self._settle(record, result)
-                if batch is None:
-                    self._backlog_bytes -= size
             if batch is None:
-                self._in_memory -= len(records)
+                self._backlog_bytes -= sum(size for _, size in waiting)
+                self._in_memory -= len(waiting)
             else:
-                self._spooled -= len(records)
+                self._spooled -= len(waiting)
                 if self._spool is not None:
+                    for (given, _), payload in zip(waiting, batch.payloads, strict=True):
+                        if isinstance(given, str):
+                            self._spool.set_aside(batch, payload)
                     self._spool.acknowledge(batch)
             self._progress.notify_all()
         self._said.clear()
-        for (record, _), result in zip(records, results, strict=True):
+        for record, result in settled:
             if result.status not in _ACCEPTED:
-                self._report_error(record, _reason(result))
+                self._report_error(record, reason_of(result))
         on_result = self._config.on_result
         if on_result is not None:
-            for (record, _), result in zip(records, results, strict=True):
-                self._call(on_result, record, result)
+            for record, result in settled:
+                if record is not None:
+                    self._call(on_result, record, result)
 
-    def _settle(self, record: UsageRecord, result: SubmitResult) -> None:
+    def _settle(self, record: UsageRecord | None, result: SubmitResult) -> None:
         counts = self._counts
         if result.status == SubmitStatus.CREATED:
             counts.delivered += 1
@@ -492,9 +501,9 @@ class Recorder:
             counts.duplicates += 1
         elif result.status == SubmitStatus.CONFLICT:
             counts.conflicts += 1
-            self._rejected.append(Rejected(record=record, reason=_reason(result)))
+            self._rejected.append(Rejected(record=record, reason=reason_of(result)))
         else:
-            self._count_rejected(record, _reason(result))
+            self._count_rejected(record, reason_of(result))
 
     def _count_rejected(self, record: UsageRecord | None, reason: str) -> None:
         self._counts.rejected += 1
@@ -537,29 +546,19 @@ class Recorder:
             _log.exception("a callback of the recorder failed")
 
 
-def _reason(result: SubmitResult) -> str:
-    """Why a record was refused. Its place in the batch that it rode in says nothing to who recorded it."""
-    message = "" if result.error is None else result.error.message
-    return _PLACE.sub("", message) or "refused without a reason"
+def _broken_rules(record: UsageRecord) -> str:
+    """The rules that a record breaks by itself; "" where there are none."""
+    violations: list[Violation] = []
+    validate_usage_record(record, "", violations)
+    return violations_text(violations)
 
 
-def _submitted(connection: Connection, records: list[UsageRecord]) -> list[SubmitResult]:
-    """The result of each record. Of a batch that was refused for what is in it the halves are tried."""
+def _read(payload: bytes) -> UsageRecord | str:
+    """The record that lies in the spool, or why it can't be read."""
     try:
-        results = connection.send(records).results
-    except ValidationError as error:
-        if len(records) == 1:
-            return [SubmitResult(status=SubmitStatus.INVALID, error=RecordError(message=error.message))]
-        middle = len(records) // 2
-        return _submitted(connection, records[:middle]) + _submitted(connection, records[middle:])
-    for result in results:
-        if result.error is not None and result.error.code == StatusCode.UNAVAILABLE.name:
-            # Such as for a clock that is wrong, there or here: the records stay until it is right again, and
-            # those of the batch that were written are duplicates then.
-            raise ServerError(result.error.message, grpc_code=StatusCode.UNAVAILABLE, retryable=True)
-    if len(results) != len(records):
-        raise CostOpsError(f"the answer has {len(results)} results for {len(records)} records")
-    return results
+        return USAGE_RECORD.decode_json(payload)
+    except DecodeError as error:
+        return f"what lies in the spool can't be read: {error}"
 
 
 def _given(raw: _Raw) -> UsageRecord | None:

@@ -72,7 +72,7 @@ class SpoolBatch(msgspec.Struct, kw_only=True):
 class _Segment:
     """A segment that this process may read, and delete: its own, or one of a process that is dead."""
 
-    __slots__ = ("damaged", "descriptor", "name", "read", "records", "size", "taken")
+    __slots__ = ("damaged", "descriptor", "finished", "name", "read", "records", "size", "syncing", "taken")
 
     def __init__(self, name: str, descriptor: int) -> None:
         self.name = name
@@ -82,6 +82,9 @@ class _Segment:
         self.size = os.fstat(descriptor).st_size
         self.records = 0
         self.damaged = 0
+        # Who waits for its fsync, the last of whom closes it where it is finished meanwhile.
+        self.syncing = 0
+        self.finished = False
 
 
 class Spool:
@@ -142,8 +145,15 @@ class Spool:
             segment.size = end = segment.size + size
             segment.records += 1
             self._bytes += size
+            segment.syncing += self._sync
         if self._sync:
-            self._sync_to(segment, end)
+            try:
+                self._sync_to(segment, end)
+            finally:
+                with self._lock:
+                    segment.syncing -= 1
+                    if segment.finished:
+                        _close(segment)
 
     def next_batch(self, max_records: int, max_bytes: int) -> SpoolBatch | None:
         """Records that no batch has yet, the oldest segment first; None when there are none.
@@ -172,6 +182,10 @@ class Spool:
                     segment.taken = batch.end
                     segment.records -= len(batch.payloads)
                 self._finish(segment)
+
+    def set_aside(self, batch: SpoolBatch, payload: bytes) -> None:
+        """Keep what is no record, though it came as it was written, beside its segment as *.damaged."""
+        self._keep_damage(batch.segment, payload)
 
     def give_back(self, batch: SpoolBatch) -> None:
         """Have a batch read again: it was not delivered."""
@@ -226,7 +240,7 @@ class Spool:
                 if segment.taken >= segment.size:
                     with contextlib.suppress(OSError):
                         os.unlink(segment.name, dir_fd=self._directory)
-                os.close(segment.descriptor)
+                _close(segment)
             os.close(self._directory)
             self._directory = -1
 
@@ -273,7 +287,7 @@ class Spool:
     def _sync_to(self, segment: _Segment, end: int) -> None:
         """Have a segment on disk up to a place; who waits here meanwhile is done with the same fsync."""
         with self._fsync:
-            if segment is self._current and self._synced >= end:
+            if segment.taken >= end or (segment is self._current and self._synced >= end):
                 return
             size = segment.size
             os.fdatasync(segment.descriptor)
@@ -335,10 +349,13 @@ class Spool:
     def _set_aside(self, segment: _Segment, start: int, end: int) -> None:
         damage = os.pread(segment.descriptor, end - start, start)
         segment.damaged += len(damage)
-        _log.error("%d bytes of the spool's %s are damaged, and set aside", len(damage), segment.name)
+        self._keep_damage(segment.name, damage)
+
+    def _keep_damage(self, name: str, damage: bytes) -> None:
+        _log.error("%d bytes of the spool's %s are damaged, and set aside", len(damage), name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         with contextlib.suppress(OSError):
-            aside = os.open(f"{segment.name}.damaged", flags, 0o600, dir_fd=self._directory)
+            aside = os.open(f"{name}.damaged", flags, 0o600, dir_fd=self._directory)
             os.write(aside, damage)
             os.close(aside)
 
@@ -358,8 +375,15 @@ class Spool:
             self._bytes -= segment.size
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(segment.name, dir_fd=self._directory)
-            os.close(segment.descriptor)
+            _close(segment)
             return segment.records
+
+
+def _close(segment: _Segment) -> None:
+    """Let go of a segment's file, once nobody waits for its fsync. The lock is held."""
+    segment.finished = True
+    if not segment.syncing:
+        os.close(segment.descriptor)
 
 
 def _frames(segment: _Segment, at: int) -> Iterator[tuple[int, bytes | None]]:

@@ -80,6 +80,8 @@ def _http_transports(
 ) -> list[Any]:
     from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
 
+    if http_client is not None:
+        _check_http_client(http_client, sync=sync)
     kind: Any = HttpTransport if sync else AsyncHttpTransport
     pool = config.connection_pool
     verify: Any = config.verify_ssl
@@ -100,6 +102,15 @@ def _http_transports(
         )
         for url in urls
     ]
+
+
+def _check_http_client(http_client: object, *, sync: bool) -> None:
+    import httpx
+
+    if not isinstance(http_client, httpx.Client if sync else httpx.AsyncClient):
+        word = "Client" if sync else "AsyncClient"
+        given = f"{type(http_client).__module__}.{type(http_client).__name__}"
+        raise ConfigurationError(f"http_client must be an httpx.{word}, not {given}", parameter="http_client")
 
 
 def _grpc_transports(

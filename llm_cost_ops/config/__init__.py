@@ -255,7 +255,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
             if name == "api_key":
                 value = None if value is None else "***"
             elif name == "proxy" and value:
-                value = re.sub(r"//[^@/]*@", "//***@", value)
+                value = re.sub(r"^(\w+://)?.*@", r"\1***@", value)
             elif name == "base_url":
                 value = without_password(value)
             elif name == "default_headers":

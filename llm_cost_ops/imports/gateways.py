@@ -137,7 +137,7 @@ def _tags(value: object) -> list[str]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return []
     return [tag for tag in value if isinstance(tag, str)] if isinstance(value, list) else []
 

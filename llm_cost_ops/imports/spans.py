@@ -23,6 +23,7 @@ from llm_cost_ops.imports.values import (
     nested,
     provider_of,
     text,
+    whole,
     whole_input,
 )
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
@@ -263,7 +264,7 @@ def _value(value: object) -> object:
     if isinstance(inner, float) and inner.is_integer():
         return int(inner)
     if kind in ("intValue", "int_value") and isinstance(inner, str):
-        return int(inner) if inner.lstrip("-").isdecimal() else inner
+        return whole(inner)
     return inner
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "nested",
     "provider_of",
     "text",
+    "whole",
     "whole_input",
 ]
 
@@ -99,6 +100,11 @@ def nested(obj: dict[str, object], *names: str) -> dict[str, Any]:
     return {}
 
 
+def whole(number: str) -> int | str:
+    """A whole number of 64 bits that is written as text, as OTLP does in JSON; the text where it is none."""
+    return int(number) if re.fullmatch(r"-?[0-9]{1,19}", number) else number
+
+
 def count(obj: dict[str, object], *names: str) -> int | None:
     """The first of some fields that is given, as a count; None where none is.
 
@@ -112,7 +118,7 @@ def count(obj: dict[str, object], *names: str) -> int | None:
             return int(value.strip().partition(".")[0])
         if type(value) is int and value >= 0:
             return value
-        if isinstance(value, float) and value >= 0 and value == int(value):
+        if isinstance(value, float) and value >= 0 and value.is_integer():
             return int(value)
         raise ValueError(f"{name} must be a whole number of 0 or more, not {str(value)[:40]!r}")
     return None
@@ -133,7 +139,7 @@ def cost(value: object, name: str, *, per: int = 1) -> Decimal | None:
             raise InvalidOperation
         if amount != amount.quantize(Decimal("1E-12")):
             amount = amount.quantize(Decimal("1E-12"), ROUND_HALF_EVEN)
-    except InvalidOperation:
+    except ArithmeticError:
         raise ValueError(f"{name} must be an amount of money, not {str(value)[:40]!r}") from None
     return amount
 

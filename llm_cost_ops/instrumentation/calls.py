@@ -230,7 +230,7 @@ class Call:
             if self.billed_model:
                 named = {"model_id": self.billed_model, "region": region_of(self.billed_model)}
             record = usage_from_response(payload, provider=self.provider, api=api, **named)
-        except (PayloadError, ValueError, TypeError):
+        except (PayloadError, ValueError, TypeError, RecursionError):
             # The call was made and is billed, though its answer can't be read.
             record = UsageRecord(provider=self.provider, quality=UsageQuality.UNKNOWN)
         if not self.finished:
@@ -257,7 +257,7 @@ class Call:
         if body[:1] == b"{":
             try:
                 return _requests.decode(body)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 return _Asked()
         found = _FORM_MODEL.search(body)
         return _Asked(model=found[1].decode("utf-8", "replace") if found else "")
@@ -329,7 +329,7 @@ def _decoded(data: bytes) -> dict[str, Any] | None:
         return _DONE
     try:
         event = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return event if isinstance(event, dict) else None
 

@@ -127,14 +127,14 @@ def _state_of(call: Call) -> _State | None:
             return state if state.id else None
         states = [_state_in(data) for data in call.events()]
         return next((state for state in reversed(states) if state is not None and state.id), None)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def _state_in(data: bytes) -> _State | None:
     try:
         event = _events.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return event.response or event.interaction
 
@@ -213,7 +213,7 @@ class ResultLines:
             return
         try:
             found = _lines.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self._over = True
             return
         if found.is_billed:

@@ -178,7 +178,7 @@ class Passing:
             return None
         try:
             return with_usage(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     def _headers(
@@ -361,11 +361,11 @@ def _late_body(seconds: float) -> RefusedError:
 
 
 def _named_by_connection(headers: Headers) -> frozenset[bytes]:
-    """The headers that `Connection` names: they are for one connection only."""
+    """The headers that `Connection` names: they are for one connection only. The length is the message's."""
     stated = [value for name, value in headers if name == b"connection"]
     if not stated:
         return frozenset()
-    return frozenset(name.strip().lower() for name in b",".join(stated).split(b","))
+    return frozenset(name.strip().lower() for name in b",".join(stated).split(b",")) - {b"content-length"}
 
 
 def _readable(accepted: bytes) -> bytes:

@@ -14,7 +14,7 @@ import httpcore
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.instrumentation.providers import provider_of
 from llm_cost_ops.rules.providers import canonical_provider
-from llm_cost_ops.transports.http.client import AsyncPoolTransport
+from llm_cost_ops.transports.http.client import AsyncConnectionPool
 from llm_cost_ops.transports.http.exchange import origin_of, proxy_for
 from llm_cost_ops.transports.net.tls import ssl_context
 
@@ -91,7 +91,7 @@ class Upstream:
         secure = parts.scheme == "https" or (proxy is not None and proxy.url.scheme == "https")
         # Reading the authorities takes a while: not for plain HTTP.
         context = ssl_context(None, verify=True) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self._pool = AsyncPoolTransport(
+        self._pool = AsyncConnectionPool(
             verify=context, proxy=proxy, max_idle=MAX_IDLE, keepalive_expiry=KEEPALIVE_SECONDS
         )
 

@@ -153,8 +153,9 @@ class CallContext(msgspec.Struct, gc=False):
     `waited` adds up the seconds spent in the rate limit and before retries; `retry` is a RetryConfig
     for this call alone, False for no retries, None for what the client does; `authorized` says that
     the credentials in `metadata` are the client's own. `moment` is what `now` answers.
-    `admitted` says that the rate limit has let the next attempt through already. `batch` is the request id of
-    the batch that a submit rode in, "" where it was sent alone. `route` is None where there is one server.
+    `admitted` says that the rate limit has let the next attempt through already, and on a server that
+    authentication let the call through. `batch` is the request id of the batch that a submit rode in, ""
+    where it was sent alone. `route` is None where there is one server.
     """
 
     method: MethodDescriptor[Any, Any]

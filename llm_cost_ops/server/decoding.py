@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from llm_cost_ops._gen.codecs import USAGE_RECORD
-from llm_cost_ops._gen.messages import UsageRecord
+from llm_cost_ops._gen.messages import BatchReceipt, UsageRecord
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, GET_ANALYTICS, GET_COST_SUMMARY
 from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.method import MessageCodec, MethodDescriptor
@@ -25,23 +25,22 @@ from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.fields import walk
 from llm_cost_ops.wire.json import decode_list_quickly, decode_quickly, is_json
 from llm_cost_ops.wire.unknown import Unknown
-from llm_cost_ops.wire.varint import varint
+from llm_cost_ops.wire.varint import read_varint, varint
 
 __all__ = [
     "BATCHES",
     "INLINE_BYTES",
-    "UNBOUNDED_ANSWERS",
     "Batch",
     "decode_json",
     "decode_protobuf",
+    "is_long_answer",
     "key_of",
     "max_bytes_of",
     "too_many_bytes",
     "violation_of",
 ]
 
-UNBOUNDED_ANSWERS = frozenset({BATCH_SUBMIT_USAGE.path, GET_COST_SUMMARY.path, GET_ANALYTICS.path})
-"""The methods whose answers may hold thousands of messages, so that to encode one takes long."""
+_UNBOUNDED_ANSWERS = frozenset({GET_COST_SUMMARY.path, GET_ANALYTICS.path})
 
 # Decoding so many bytes may be left to the event loop: it takes a few milliseconds at the worst.
 INLINE_BYTES = 16 * 1024
@@ -127,6 +126,16 @@ async def decode_json(
     return await runtime.offload(partial(codec.decode_json, unique=True), data)
 
 
+def is_long_answer(method: MethodDescriptor[Any, Any], response: Any, max_receipts: int) -> bool:
+    """Whether an answer may take long to encode: thousands of groups, or results of a batch that are more
+    than `max_receipts`, or no receipts: what is wrong with a record takes up to a hundred times as long.
+    """
+    if method.path == BATCH_SUBMIT_USAGE.path:
+        receipt = response.data or BatchReceipt()
+        return not receipt.created + receipt.duplicates == len(receipt.results) <= max_receipts
+    return method.path in _UNBOUNDED_ANSWERS
+
+
 def _too_many(batch: Batch) -> DecodeError:
     return DecodeError(f"must hold at most {batch.max_items:,} {batch.field}", batch.field)
 
@@ -170,8 +179,16 @@ def _protobuf_items(batch: Batch, data: bytes, limit: int) -> tuple[list[tuple[i
     tag = batch.number << 3 | 2
     found: list[tuple[int, int]] = []
     rest = bytearray()
+    stop, end = 0, len(data)
     try:
-        for each, start, stop in walk(data, 0, len(data)):
+        while stop < end:
+            if data[stop] == tag:
+                size, start = read_varint(data, stop + 1)
+                each, stop = tag, start + size
+                if stop > end:
+                    raise IndexError
+            else:
+                each, start, stop = next(walk(data, stop, end))
             if each == tag:
                 found.append((start, stop))
                 if len(found) > batch.max_items:

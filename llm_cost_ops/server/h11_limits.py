@@ -27,6 +27,7 @@ _CHUNKS_PER_SECOND = 500
 # A line that does not end in CR LF, or goes on in the next one.
 _LAX_LINE = re.compile(rb"(?<!\r)\n|\r[^\n]|\n[ \t]")
 _LENGTHS = re.compile(rb"\ncontent-length:([^\r]*)", re.IGNORECASE)
+_LENGTH = b"\r\ncontent-length:"
 _CODING = re.compile(rb"\ntransfer-encoding:", re.IGNORECASE)
 
 
@@ -36,13 +37,43 @@ class StrictConnection(h11.Connection):
     A chunked body may have 64 chunks, one more for each 256 bytes, and 500 more for each second: each chunk
     costs about 13 µs of the event loop, and may hold a single byte. A stream that sends a record now and then
     has a chunk for each.
+
+    `on_wait` is called when the head of an answer begins to wait for its body, which it does at most until
+    `take_head`; without it none does.
     """
 
-    def __init__(self, max_header_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        max_header_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        on_wait: Callable[[], object] | None = None,
+    ) -> None:
         super().__init__(h11.SERVER, max_header_bytes)
+        self._on_wait = on_wait
+        self._head = b""
         self._clock = clock
         self._chunks = self._bytes = 0
         self._began = 0.0
+        self._head = b""
+
+    def send(self, event: Any) -> Any:
+        """The bytes of an event; those of a head that says how long the body is wait for what comes next.
+
+        Apps send both at once, which is one write then, and wakes the client up once.
+        """
+        data = super().send(event)
+        if self._on_wait is not None and type(event) is h11.Response and _LENGTH in data.lower():
+            self._head = data
+            self._on_wait()
+            return b""
+        head = self.take_head()
+        return head + data if head and data is not None else data
+
+    def take_head(self) -> bytes:
+        """The head that waits, if there is one. It is to be written now."""
+        head, self._head = self._head, b""
+        return head
 
     def next_event(self) -> Any:
         """The next event; RemoteProtocolError for what is lax, as for what is wrong."""
@@ -87,12 +118,13 @@ class LimitedProtocol(H11Protocol):
     """uvicorn's protocol, with `limits`."""
 
     limits: ConnectionLimits
+    conn: StrictConnection
     _reading: asyncio.TimerHandle | None = None
     _writing: asyncio.TimerHandle | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.conn = StrictConnection(self.limits.max_header_bytes)
+        self.conn = StrictConnection(self.limits.max_header_bytes, on_wait=self._write_head_soon)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         super().connection_made(transport)
@@ -101,6 +133,15 @@ class LimitedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._watch()
+
+    def _write_head_soon(self) -> None:
+        self.loop.call_soon(self._write_head)
+
+    def _write_head(self) -> None:
+        """Write a head whose body was not sent in the same round of the loop."""
+        head = self.conn.take_head()
+        if head:
+            self.transport.write(head)
 
     def send_400_response(self, msg: str) -> None:
         if self.cycle is not None and not self.cycle.response_complete:

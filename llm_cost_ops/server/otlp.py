@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from llm_cost_ops.imports.spans import PREFIXES, Span
+from llm_cost_ops.imports.values import whole
 from llm_cost_ops.rpc.status import StatusCode
 from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.fields import walk
@@ -143,7 +144,7 @@ def _plain(attributes: list[_Attribute] | None) -> dict[str, object]:
         elif value.int_value is not None:
             # In JSON 64-bit numbers are text.
             number = value.int_value
-            plain[each.key] = int(number) if str(number).lstrip("-").isdecimal() else number
+            plain[each.key] = whole(number) if isinstance(number, str) else number
         elif value.double_value is not None:
             plain[each.key] = value.double_value
         elif value.bool_value is not None:

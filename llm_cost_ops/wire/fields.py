@@ -33,6 +33,7 @@ __all__ = [
     "read_entry",
     "read_enum",
     "read_flattened",
+    "read_text_entry",
     "skip_field",
     "skip_unknown",
     "walk",
@@ -183,6 +184,25 @@ def read_entry(data: bytes, pos: int, end: int, key: int, item: int, merged: boo
         elif tag == item:
             items.append(data[start:stop])
     return found, b"".join(items) if merged else items[-1]
+
+
+# The labels of one record are mostly those of another.
+_MAX_TEXT_ENTRIES = 1024
+_MAX_TEXT_ENTRY = 256
+_text_entries: dict[bytes, tuple[str, str]] = {}
+
+
+def read_text_entry(data: bytes) -> tuple[str, str]:
+    """The key and the value of a map's entry, both of them strings."""
+    entry = _text_entries.get(data)
+    if entry is None:
+        key, value = read_entry(data, 0, len(data), 10, 18, False)
+        entry = key.decode(), value.decode()
+        if len(data) <= _MAX_TEXT_ENTRY:
+            if len(_text_entries) >= _MAX_TEXT_ENTRIES:
+                _text_entries.clear()
+            _text_entries[data] = entry
+    return entry
 
 
 def keep_unknown(unknown: Unknown | UnsetType, fields: list[bytes]) -> Unknown:

@@ -13,7 +13,7 @@ import msgspec
 
 from llm_cost_ops.wire.errors import DecodeError, EncodeError
 from llm_cost_ops.wire.fields import canonicalize_tags, skip_field
-from llm_cost_ops.wire.varint import read_more, read_varint, to_int32, varint
+from llm_cost_ops.wire.varint import CONTINUED, SHORT, read_varint, to_int32, varint
 
 __all__ = ["ZERO_MOMENT", "read_duration", "read_timestamp", "write_duration", "write_timestamp"]
 
@@ -27,9 +27,14 @@ _OUT_OF_RANGE = "is not a time between the years 1 and 9999"
 _extension = Struct(">HBIq").pack
 _from_msgpack = msgspec.msgpack.Decoder(datetime).decode
 
+# A varint of five bytes, all but the last continued: the seconds of a moment between 1978 and 3058.
+_five_bytes = Struct("5B").unpack_from
+_CONTINUATIONS = 128 * (1 + 2**7 + 2**14 + 2**21)
 
-# What was written last. The receipts of a batch share one moment, and its object.
-_last: tuple[datetime, bytes] = (ZERO_MOMENT, b"")
+
+# What was written last, and what was read last: the receipts of a batch share one moment.
+_last_written: tuple[datetime, bytes] = (ZERO_MOMENT, b"")
+_last_read: tuple[bytes, datetime] = (b"", ZERO_MOMENT)
 
 
 def write_timestamp(value: datetime) -> bytes:
@@ -37,12 +42,12 @@ def write_timestamp(value: datetime) -> bytes:
 
     Raises EncodeError for a moment that lies outside the years 1 to 9999 in UTC.
     """
-    global _last  # noqa: PLW0603  # replaced as a whole, so that threads see a moment with its own payload
-    before, data = _last
+    global _last_written  # noqa: PLW0603  # replaced as a whole, so that threads see a moment with its own payload
+    before, data = _last_written
     if before is value:
         return data
     data = _timestamp(value)
-    _last = value, data
+    _last_written = value, data
     return data
 
 
@@ -50,10 +55,14 @@ def _timestamp(value: datetime) -> bytes:
     if value.tzinfo is None:
         value = value.replace(tzinfo=UTC)
     since = value - ZERO_MOMENT
-    seconds = since.days * _DAY + since.seconds
+    seconds, nanos = since.days * _DAY + since.seconds, since.microseconds * 1000
+    if 2**28 <= seconds < 2**35:
+        # Nearly every moment: five bytes, written without a call.
+        out = b"\x08" + CONTINUED[seconds & 16383] + CONTINUED[seconds >> 14 & 16383] + SHORT[seconds >> 28]
+        return out + b"\x10" + varint(nanos) if nanos else out
     if not -62_135_596_800 <= seconds < 253_402_300_800:
         raise EncodeError(_OUT_OF_RANGE)
-    return _pair(seconds, since.microseconds * 1000)
+    return _pair(seconds, nanos)
 
 
 def write_duration(value: timedelta) -> bytes:
@@ -78,30 +87,24 @@ def read_timestamp(data: bytes, pos: int, end: int, earlier: datetime | None) ->
 
     Raises DecodeError for a moment outside the years 1 to 9999, and for nanoseconds that are no fraction.
     """
+    global _last_read  # noqa: PLW0603  # as `_last_written`
     if earlier is None:
-        # The usual form, read without a call: seconds, then nanoseconds or nothing.
-        at = pos
-        seconds = nanos = 0
-        if at < end and data[at] == 8:
-            seconds = data[at + 1]
-            at += 2
-            if seconds > 127:
-                c = data[at]
-                at += 1
-                seconds += (c << 7) - 128
-                if c > 127:
-                    seconds, at = read_more(data, at, seconds)
-        if at < end and data[at] == 16:
-            nanos = data[at + 1]
-            at += 2
-            if nanos > 127:
-                c = data[at]
-                at += 1
-                nanos += (c << 7) - 128
-                if c > 127:
-                    nanos, at = read_more(data, at, nanos)
-        if at == end and seconds < 253_402_300_799 and nanos < 1_000_000_000:
-            return _from_msgpack(_extension(0xC70C, 0xFF, nanos, seconds))
+        payload = data[pos:end]
+        before, moment = _last_read
+        if before == payload:
+            return moment
+        # The usual form, read without a call: seconds in five bytes, then nanoseconds or nothing.
+        if len(payload) > 5 and payload[0] == 8:
+            a, b, c, d, e = _five_bytes(payload, 1)
+            if e < 128 <= a & b & c & d:
+                seconds = a + b * 2**7 + c * 2**14 + d * 2**21 + e * 2**28 - _CONTINUATIONS
+                at, nanos = pos + 6, 0
+                if at < end and data[at] == 16:
+                    nanos, at = read_varint(data, at + 1)
+                if at == end and nanos < 1_000_000_000:
+                    moment = _from_msgpack(_extension(0xC70C, 0xFF, nanos, seconds))
+                    _last_read = payload, moment
+                    return moment
         seconds = nanos = 0
     else:
         since = earlier - ZERO_MOMENT

@@ -12,6 +12,7 @@ from struct import Struct
 from llm_cost_ops.wire.errors import DecodeError, EncodeError
 
 __all__ = [
+    "CONTINUED",
     "DOUBLE",
     "FIXED32",
     "FIXED64",
@@ -59,7 +60,8 @@ def _pairs(high: range) -> list[bytes]:
 # Looking a small varint up costs a fifth of computing it. 2 x 16,384 entries are made in 3 ms.
 SHORT: list[bytes] = [bytes([n]) for n in range(128)] + _pairs(range(1, 128))
 """The varints below 16384."""
-_CONTINUED = _pairs(range(128, 256))
+CONTINUED: list[bytes] = _pairs(range(128, 256))
+"""Of a longer varint the first two bytes, by the lowest 14 bits."""
 
 
 def varint(value: int) -> bytes:
@@ -67,12 +69,12 @@ def varint(value: int) -> bytes:
     if value < 16384:
         return SHORT[value]
     if value < 268435456:
-        return _CONTINUED[value & 16383] + SHORT[value >> 14]
+        return CONTINUED[value & 16383] + SHORT[value >> 14]
     if value < 4398046511104:
-        return _CONTINUED[value & 16383] + _CONTINUED[value >> 14 & 16383] + SHORT[value >> 28]
+        return CONTINUED[value & 16383] + CONTINUED[value >> 14 & 16383] + SHORT[value >> 28]
     out = b""
     while value >= 16384:
-        out += _CONTINUED[value & 16383]
+        out += CONTINUED[value & 16383]
         value >>= 14
     return out + SHORT[value]
 

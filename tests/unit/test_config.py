@@ -152,6 +152,11 @@ def test_a_wrong_value_names_its_parameter(kind: Any, parameter: str, value: Any
     assert parameter in str(caught.value)
 
 
+def test_an_empty_text_is_not_among_the_values_that_are_named() -> None:
+    with pytest.raises(ConfigurationError, match="overflow must be one of block, drop_newest,"):
+        RecorderConfig(overflow="drop")
+
+
 def test_every_parameter_has_wrong_values() -> None:
     kinds = {kind for kind, _, _ in WRONG}
     fields = {(kind, name) for kind in kinds for name in kind.__struct_fields__}
@@ -308,6 +313,15 @@ def test_arguments_win_over_config_and_config_over_environment(monkeypatch: pyte
     assert CostOpsClient(config=config, base_url="sqlite:///x.db").config.timeout == 9
     with pytest.raises(ConfigurationError, match="config"):
         CostOpsClient(config={})
+
+
+@pytest.mark.parametrize(
+    "proxy", ["u:canary@h:1", "http://u:canary@h:1", "http://u:can/canary@h:1", "socks5://u:can@canary@h:1"]
+)
+def test_no_password_of_a_proxy_is_shown(proxy: str) -> None:
+    shown = repr(ClientConfig(proxy=proxy))
+    assert "canary" not in shown
+    assert "***@h:1" in shown
 
 
 def test_no_secret_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ $package.messages *
 llm_cost_ops.wire.decimals from_text plain
 llm_cost_ops.wire.errors DecodeError EncodeError
 llm_cost_ops.wire.fields DECODE_FAULTS ENCODE_FAULTS MAX_NESTED enum_members enum_varint enum_varints \
- keep_unknown one_of read_entry read_enum skip_unknown decode_error decoder encode_error \
+ keep_unknown one_of read_entry read_enum read_text_entry skip_unknown decode_error decoder encode_error \
  read_flattened
 llm_cost_ops.wire.structs read_list_value read_raw_json read_struct read_value write_list_value \
  write_raw_json write_struct write_value
@@ -319,6 +319,9 @@ def _read_many(field: Field, width: int, move: str) -> str:
         one = _read_entry(number, field.key, type_, width, in_line, into)
     else:
         lines, value = _read_value(type_, width, looped)
+        if type_.is_message:
+            # In bytes of its own nearly all positions are below 256: ints that Python need not make.
+            value = type_.read("data[s:pos]", "", "n")
         one = f"{lines}{into}({value})\n"
     text = f"if t == {raw}:\n{indented(one)}"
     if looped:
@@ -336,16 +339,13 @@ def _read_many(field: Field, width: int, move: str) -> str:
 
 
 def _read_entry(number: int, key: Type, item: Type, width: int, in_line: bool, into: str) -> str:
-    return fill(
-        _READ_ENTRY,
-        length=_length(width, in_line),
-        number=number,
-        into=into,
-        tags=f"{8 | key.wire_type}, {16 | item.wire_type}",
-        merged=item.is_message,
-        key=_read_part(key, "k", number),
-        item=_read_part(item, "v", number),
-    )
+    length = _length(width, in_line)
+    if key.kind == item.kind == "string":
+        return f"{length}k{number}, v{number} = read_text_entry(data[s:pos])\n{into}[k{number}] = v{number}\n"
+    tags = f"{8 | key.wire_type}, {16 | item.wire_type}"
+    parts = {"key": _read_part(key, "k", number), "item": _read_part(item, "v", number)}
+    holes = {"length": length, "number": number, "into": into, "tags": tags, "merged": item.is_message}
+    return fill(_READ_ENTRY, **holes, **parts)
 
 
 def _read_part(type_: Type, part: str, number: int) -> str:

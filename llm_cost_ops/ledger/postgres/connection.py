@@ -42,6 +42,8 @@ _SETTINGS = (
     "SELECT set_config('synchronous_commit', %(commit)s, true), "
     "set_config('statement_timeout', %(timeout)s, true)"
 )
+# A time-out that ends the wait for a synchronous standby would make COMMIT succeed without it.
+_BEFORE_COMMIT = "SET LOCAL statement_timeout = 0"
 _STANDBY = (
     "SELECT current_setting('synchronous_standby_names') <> '' AND EXISTS (SELECT 1 FROM pg_stat_replication "
     # Who may not see the state sees that there is a standby.
@@ -181,6 +183,8 @@ class Session:
         """Whether COMMIT was sent and not answered: what was written may be there."""
         self.known: dict[Any, Any] = {}
         """Ids of rows that never change, as this connection has seen them committed."""
+        self.looks = 0
+        """How many of the next writes look for their rows before they copy them; see writing.py."""
         self._synchronous_commit = synchronous_commit
         self._until: float | None = None
         self._warned = False
@@ -250,29 +254,44 @@ class Session:
 
         Where it need not be `lasting`, nobody waits for the disk: a crash may undo all of it.
         """
-        self.run(f"BEGIN; {_PLANNED}")
         try:
-            self.settings(lasting=lasting)
+            self.begin(_PLANNED, lasting=lasting)
             yield
-            self.begin_commit()
-            self.run("COMMIT")
-            self.end_commit()
+            self.commit()
         except BaseException:
             self.roll_back()
             raise
 
-    def settings(self, *, lasting: bool = True) -> None:
-        """Set, for the transaction, how durable its commit is and how long a statement may take."""
+    def begin(self, *statements: str, lasting: bool = True) -> psycopg.Cursor[tuple[Any, ...]]:
+        """Begin a transaction and run its first statements, in one round trip; rows are those of the last."""
         commit = self._synchronous_commit if lasting else "off"
-        self.run(_SETTINGS, commit=commit, timeout=str(self._timeout()))
+        settings = (
+            f"SET LOCAL synchronous_commit = {commit}",
+            f"SET LOCAL statement_timeout = {self._timeout()}",
+        )
+        cursor = self.run("; ".join(("BEGIN", *settings, *statements)))
+        while cursor.nextset():
+            pass
+        return cursor
 
-    def begin_commit(self) -> None:
-        """What comes before COMMIT.
+    def commit(self, *statements: str) -> None:
+        """Run the last statements of a transaction and commit it, in one round trip."""
+        self._expect_commit()
+        self.run("; ".join((*statements, _BEFORE_COMMIT, "COMMIT")))
+        self.end_commit()
 
-        A time-out that ends the wait for a synchronous standby would make COMMIT succeed without it: none may
-        be set.
-        """
-        self.run("SET LOCAL statement_timeout = 0")
+    def begin_in_pipeline(self) -> None:
+        """Begin a transaction with a statement for each step, as a pipeline needs it."""
+        self.run("BEGIN")
+        self.run(_SETTINGS, commit=self._synchronous_commit, timeout=str(self._timeout()))
+
+    def commit_in_pipeline(self) -> None:
+        """Commit likewise; `end_commit` comes after the pipeline."""
+        self.run(_BEFORE_COMMIT)
+        self._expect_commit()
+        self.run("COMMIT")
+
+    def _expect_commit(self) -> None:
         self.committing = True
         self._warned = False
 

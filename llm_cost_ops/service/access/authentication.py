@@ -33,7 +33,7 @@ class Authentication:
     async def intercept_unary_unary(
         self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
     ) -> Res:
-        if context.principal is None:
+        if context.principal is None and not context.admitted:
             await self.admit(context)
         return await continuation(request, context)
 
@@ -55,7 +55,7 @@ class Authentication:
     async def admit(self, context: CallContext) -> None:
         """Set the principal, or raise UNAUTHENTICATED; PERMISSION_DENIED when its role may not call that.
 
-        A server asks before it reads the request.
+        A server asks before it reads the request, and a unary call is asked once.
         """
         if context.method.path in OPEN:
             return
@@ -63,11 +63,11 @@ class Authentication:
         if principal is not None:
             context.principal = principal
             check_role(context)
-            return
-        if self._required or await self._keys.any(context):
+        elif self._required or await self._keys.any(context):
             raise RpcError(
                 StatusCode.UNAUTHENTICATED, "a valid API key is needed, as `Authorization: Bearer lco_...`"
             )
+        context.admitted = True
 
     async def principal(self, context: CallContext) -> Principal | None:
         """Whose key a call carries; None without one that is in force."""

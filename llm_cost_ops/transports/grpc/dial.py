@@ -73,7 +73,11 @@ def proxy_of(target: Target, proxy: str | None) -> SplitResult | None:
         proxy = environment_proxy(names, target.host, target.port)
     if not proxy:
         return None
-    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    try:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        _ = parts.port
+    except ValueError:
+        parts = SplitResult("", "", "", "", "")
     if parts.scheme != "http" or not parts.hostname:
         raise ValueError("proxy of a gRPC client must be http://host:port, which tunnels with CONNECT")
     return parts

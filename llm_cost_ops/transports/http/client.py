@@ -1,7 +1,7 @@
 """The HTTP/JSON transports, on httpx. They talk to any server that keeps the documented REST shapes.
 
 A call ends by its deadline whatever the server does. In the sync transport every step on the socket is
-cut there by the transport of `http_pool`, in the async one the whole exchange by asyncio. With a
+cut there by `ConnectionPool`, in the async one the whole exchange by asyncio. With a
 client of the user's own, the sync deadline is best effort: each step of it gets what is left.
 """
 
@@ -12,18 +12,12 @@ import ssl
 import threading
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
     Awaitable,
     Callable,
-    Iterable,
-    Iterator,
-    MutableMapping,
 )
-from contextlib import asynccontextmanager
 from functools import partial
+from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
 
 import httpcore
 import httpx
@@ -32,38 +26,53 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.fifo import CallQueue
 from llm_cost_ops.rpc.forks import PerProcess
 from llm_cost_ops.rpc.status import RpcError, client_closed
-from llm_cost_ops.transports.http.exchange import Exchange, origin_of, proxy_for
+from llm_cost_ops.transports.http.exchange import Answer, Exchange, origin_of, proxy_for
 from llm_cost_ops.transports.http.sockets import AsyncioBackend, DeadlineBackend
 from llm_cost_ops.transports.http.streaming import StreamExchange
 from llm_cost_ops.transports.net.tls import ssl_context
 from llm_cost_ops.transports.serializer import Serializer
 
-__all__ = ["AsyncHttpTransport", "AsyncPoolTransport", "HttpTransport", "PoolTransport"]
+__all__ = ["AsyncConnectionPool", "AsyncHttpTransport", "HttpTransport"]
 
 
 Client = TypeVar("Client")
 
 
-class _Pool(NamedTuple):
-    """Connections of one process and event loop, and the queue in front of them.
+class _Step:
+    """Something that ends with TimeoutError after some seconds, or when the client is closed."""
 
-    `steps` are what calls in asyncio do now, each with its timeout.
+    __slots__ = ("_steps", "_timeout")
+
+    def __init__(self, steps: set[asyncio.Timeout], seconds: float | None) -> None:
+        self._steps = steps
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._steps.add(self._timeout)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._steps.discard(self._timeout)
+        await self._timeout.__aexit__(kind, error, trace)
+
+
+class _Pool(NamedTuple):
+    """What sends an exchange and gives its answer, in one process and event loop, and the queue before it.
+
+    `connections` are ours, None with a client of the user's own. `steps` are what calls in asyncio do now,
+    each with its timeout.
     """
 
-    send: Any
+    send: Callable[[Exchange], Any]
     queue: CallQueue
-    transport: Any
+    connections: Any
     steps: set[asyncio.Timeout]
 
-    @asynccontextmanager
-    async def step(self, seconds: float | None) -> AsyncGenerator[None, None]:
-        """Something that ends with TimeoutError after some seconds, or when the client is closed."""
-        async with asyncio.timeout(seconds) as timeout:
-            self.steps.add(timeout)
-            try:
-                yield
-            finally:
-                self.steps.discard(timeout)
+    def step(self, seconds: float | None) -> _Step:
+        """What is ended after some seconds, or when the client is closed."""
+        return _Step(self.steps, seconds)
 
     def end(self) -> None:
         """End what calls in asyncio do now."""
@@ -133,7 +142,7 @@ class _HttpTransport(Generic[Client]):
         if self.closed:
             raise client_closed()
 
-    def _transport(self, kind: Any) -> Any:
+    def _connections(self, kind: Any) -> Any:
         return kind(
             verify=self._ssl,
             proxy=self._proxy,
@@ -165,13 +174,13 @@ class HttpTransport(_HttpTransport[httpx.Client]):
             raise exchange.out_of_time()
         try:
             self._check_open()
-            response = pool.send(exchange.http_request())
+            answer = pool.send(exchange)
             try:
-                exchange.start(response)
-                for chunk in response.iter_raw() if not response.is_stream_consumed else (response.content,):
+                exchange.start(answer)
+                for chunk in answer.chunks:
                     exchange.feed(chunk)
             finally:
-                response.close()
+                answer.close()
             return exchange.finish()
         except RpcError:
             raise
@@ -188,14 +197,14 @@ class HttpTransport(_HttpTransport[httpx.Client]):
             raise exchange.out_of_time()
         try:
             self._check_open()
-            response = pool.send(exchange.http_request())
+            answer = pool.send(exchange)
             try:
-                exchange.start(response)
-                for chunk in response.iter_raw() if not response.is_stream_consumed else (response.content,):
+                exchange.start(answer)
+                for chunk in answer.chunks:
                     for message in exchange.messages(chunk):
                         yield message
             finally:
-                response.close()
+                answer.close()
             for message in exchange.rest():
                 yield message
         except RpcError:
@@ -215,15 +224,23 @@ class HttpTransport(_HttpTransport[httpx.Client]):
         pool = self._pool.made
         if pool is not None:
             pool.queue.close()
-            if pool.transport is not None:
-                pool.transport.close()
+            if pool.connections is not None:
+                pool.connections.close()
 
     def _open(self) -> _Pool:
         queue = CallQueue(self._in_flight)
         if self._client is not None:
-            return _Pool(partial(self._client.send, stream=True, follow_redirects=False), queue, None, set())
-        transport = self._transport(PoolTransport)
-        return _Pool(transport.handle_request, queue, transport, set())
+            return _Pool(partial(_sent_by, self._client), queue, None, set())
+        connections = self._connections(ConnectionPool)
+        return _Pool(connections.send, queue, connections, set())
+
+
+def _sent_by(client: httpx.Client, exchange: Exchange) -> Answer:
+    request = exchange.client_request(asynchronous=False)
+    response = client.send(request, stream=True, follow_redirects=False)
+    read = response.is_stream_consumed
+    chunks = (response.content,) if read else response.iter_raw()
+    return Answer(response.status_code, response.headers.raw, chunks, response.close, decoded=read)
 
 
 class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
@@ -231,7 +248,7 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
 
     def __init__(self, base_url: str, **settings: Any) -> None:
         super().__init__(base_url, **settings)
-        self._pools: MutableMapping[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
+        self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
 
     async def unary_unary(self, request: object, context: CallContext) -> object:
         """Send the request, and return the response or raise RpcError."""
@@ -241,7 +258,13 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
             async with pool.step(exchange.seconds_left()):
                 await pool.queue.enter_async()
                 try:
-                    await self._exchange(pool, exchange)
+                    answer = await pool.send(exchange)
+                    try:
+                        exchange.start(answer)
+                        async for chunk in answer.chunks:
+                            exchange.feed(chunk)
+                    finally:
+                        await answer.close()
                     return exchange.finish()
                 finally:
                     pool.queue.leave(refused=exchange.refused)
@@ -249,18 +272,6 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
             raise
         except Exception as error:
             raise self._failure(exchange, error) from error
-
-    async def _exchange(self, pool: _Pool, exchange: Exchange) -> None:
-        response = await pool.send(exchange.async_http_request())
-        try:
-            exchange.start(response)
-            if response.is_stream_consumed:
-                exchange.feed(response.content)
-            else:
-                async for chunk in response.aiter_raw():
-                    exchange.feed(chunk)
-        finally:
-            await response.aclose()
 
     async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
@@ -272,10 +283,10 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
                 await pool.queue.enter_async()
             try:
                 async with pool.step(exchange.seconds_left()):
-                    response = await pool.send(exchange.async_http_request())
+                    answer = await pool.send(exchange)
                 try:
-                    exchange.start(response)
-                    chunks = _chunks(response)
+                    exchange.start(answer)
+                    chunks = aiter(answer.chunks)
                     while True:
                         self._check_open()
                         async with pool.step(exchange.seconds_left()):
@@ -285,7 +296,7 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
                         for message in exchange.messages(chunk):
                             yield message
                 finally:
-                    await response.aclose()
+                    await answer.close()
                 for message in exchange.rest():
                     yield message
             finally:
@@ -305,27 +316,37 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
         pool = self._pools.pop(asyncio.get_running_loop(), None)
         if pool is not None:
             pool.end()
-            if pool.transport is not None:
-                await pool.transport.aclose()
+            if pool.connections is not None:
+                await pool.connections.aclose()
 
     def _pool(self) -> _Pool:
         loop = asyncio.get_running_loop()
-        return self._pools.get(loop) or self._pools.setdefault(loop, self._open())
+        pool = self._pools.get(loop)
+        if pool is None:
+            # Their sockets hold their loops: neither would be collected while they are kept here.
+            for gone in [known for known in list(self._pools) if known.is_closed()]:
+                self._pools.pop(gone, None)
+            pool = self._pools[loop] = self._open()
+        return pool
 
     def _open(self) -> _Pool:
         queue = CallQueue(self._in_flight)
         if self._client is not None:
-            return _Pool(partial(self._client.send, stream=True, follow_redirects=False), queue, None, set())
-        transport = self._transport(AsyncPoolTransport)
-        return _Pool(transport.handle_async_request, queue, transport, set())
+            return _Pool(partial(_sent_by_async, self._client), queue, None, set())
+        connections = self._connections(AsyncConnectionPool)
+        return _Pool(connections.send, queue, connections, set())
 
 
-async def _chunks(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    if response.is_stream_consumed:
-        yield response.content
-        return
-    async for chunk in response.aiter_raw():
-        yield chunk
+async def _sent_by_async(client: httpx.AsyncClient, exchange: Exchange) -> Answer:
+    request = exchange.client_request(asynchronous=True)
+    response = await client.send(request, stream=True, follow_redirects=False)
+    read = response.is_stream_consumed
+    chunks = _only(response.content) if read else response.aiter_raw()
+    return Answer(response.status_code, response.headers.raw, chunks, response.aclose, decoded=read)
+
+
+async def _only(content: bytes) -> AsyncGenerator[bytes, None]:
+    yield content
 
 
 class IdleConnections:
@@ -369,41 +390,8 @@ class IdleConnections:
         return idle
 
 
-class _Body(httpx.SyncByteStream):
-    def __init__(self, stream: Iterable[bytes], done: Callable[[], None]) -> None:
-        self._stream = stream
-        self._done = done
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield from self._stream
-
-    def close(self) -> None:
-        try:
-            if hasattr(self._stream, "close"):
-                self._stream.close()
-        finally:
-            self._done()
-
-
-class _AsyncBody(httpx.AsyncByteStream):
-    def __init__(self, stream: AsyncIterable[bytes], done: Callable[[], Awaitable[None]]) -> None:
-        self._stream = stream
-        self._done = done
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self._stream:
-            yield chunk
-
-    async def aclose(self) -> None:
-        try:
-            if hasattr(self._stream, "aclose"):
-                await self._stream.aclose()
-        finally:  # also where it is cancelled
-            await self._done()
-
-
-class PoolTransport(httpx.BaseTransport):
-    """A pool for threads. A request's timeouts are points in time on `time.monotonic`."""
+class ConnectionPool:
+    """Connections for threads. A request's timeouts are points in time on `time.monotonic`."""
 
     def __init__(
         self,
@@ -422,8 +410,9 @@ class PoolTransport(httpx.BaseTransport):
         )
         self._idle = IdleConnections(max_idle)
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        sent = _request(request)
+    def send(self, exchange: Exchange) -> Answer:
+        """Send a request, and give its answer, which is to be closed."""
+        sent = exchange.pool_request(asynchronous=False)
         connection, dead = self._idle.take()
         self._close(dead)
         if connection is None:
@@ -437,7 +426,14 @@ class PoolTransport(httpx.BaseTransport):
         except BaseException:
             done()
             raise
-        return httpx.Response(response.status, headers=response.headers, stream=_Body(response.stream, done))
+
+        def close() -> None:
+            try:
+                response.close()
+            finally:
+                done()
+
+        return Answer(response.status, response.headers, response.stream, close)
 
     def close(self) -> None:
         self._close(self._idle.end())
@@ -448,8 +444,8 @@ class PoolTransport(httpx.BaseTransport):
             connection.close()
 
 
-class AsyncPoolTransport(httpx.AsyncBaseTransport):
-    """A pool for asyncio. A call may be cancelled at any point."""
+class AsyncConnectionPool:
+    """Connections for asyncio. A call may be cancelled at any point."""
 
     def __init__(
         self,
@@ -467,11 +463,17 @@ class AsyncPoolTransport(httpx.AsyncBaseTransport):
         )
         self._idle = IdleConnections(max_idle)
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response, done = await self.open(_request(request))
-        parts: Any = response.stream
-        stream = _AsyncBody(parts, done)
-        return httpx.Response(response.status, headers=response.headers, stream=stream)
+    async def send(self, exchange: Exchange) -> Answer:
+        """Send a request, and give its answer, which is to be closed."""
+        response, done = await self.open(exchange.pool_request(asynchronous=True))
+
+        async def close() -> None:
+            try:
+                await response.aclose()
+            finally:  # also where it is cancelled
+                await done()
+
+        return Answer(response.status, response.headers, response.stream, close)
 
     async def open(self, sent: httpcore.Request) -> tuple[httpcore.Response, Callable[[], Awaitable[None]]]:
         """An answer whose body is to be read and closed, and what gives its connection back after that."""
@@ -501,19 +503,13 @@ def _proxy(proxy: httpx.Proxy | None) -> httpcore.Proxy | None:
     if proxy is None:
         return None
     return httpcore.Proxy(
-        _url(proxy.url), auth=proxy.raw_auth, headers=proxy.headers.raw, ssl_context=proxy.ssl_context
+        httpcore.URL(
+            scheme=proxy.url.raw_scheme,
+            host=proxy.url.raw_host,
+            port=proxy.url.port,
+            target=proxy.url.raw_path,
+        ),
+        auth=proxy.raw_auth,
+        headers=proxy.headers.raw,
+        ssl_context=proxy.ssl_context,
     )
-
-
-def _request(request: httpx.Request) -> httpcore.Request:
-    return httpcore.Request(
-        request.method,
-        _url(request.url),
-        headers=request.headers.raw,
-        content=request.stream,
-        extensions=request.extensions,
-    )
-
-
-def _url(url: httpx.URL) -> httpcore.URL:
-    return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from typing import Any
 
-import httpx
 import msgspec
 
 from llm_cost_ops.rpc.answers import empty_message
@@ -16,7 +15,7 @@ from llm_cost_ops.rpc.status import RpcError
 from llm_cost_ops.rpc.streams import step
 from llm_cost_ops.transports.http.binding import HttpRequest
 from llm_cost_ops.transports.http.errors import error_from_response
-from llm_cost_ops.transports.http.exchange import Exchange
+from llm_cost_ops.transports.http.exchange import Answer, Exchange
 from llm_cost_ops.transports.http.ndjson import ERROR_LINE, MEDIA_TYPE, Lines, LineSplitter
 from llm_cost_ops.transports.net.headers import REQUEST_ID_HEADER
 from llm_cost_ops.wire import DecodeError
@@ -94,19 +93,17 @@ class StreamExchange(Exchange):
         if chunk.data:
             yield chunk.take()
 
-    def start(self, response: httpx.Response) -> None:
+    def start(self, answer: Answer) -> None:
         """Take the status and the headers."""
-        super().start(response)
+        super().start(answer)
         context = self._context
         context.response_metadata, context.response_status = self._metadata, self._status
         if not 200 <= self._status < 300:
             return
-        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != MEDIA_TYPE:
-            raise self._malformed(f"its content type is {kind[:100]!r}, not {MEDIA_TYPE}")
+        if answer.kind != MEDIA_TYPE:
+            raise self._malformed(f"its content type is {answer.kind[:100]!r}, not {MEDIA_TYPE}")
         context.request_id = self._metadata.get(REQUEST_ID_HEADER) or context.request_id
-        encoding = "" if response.is_stream_consumed else response.headers.get("content-encoding", "")
-        self._splitter = LineSplitter(self._limit, encoding)
+        self._splitter = LineSplitter(self._limit, answer.encoding)
 
     def messages(self, chunk: bytes) -> Iterator[object]:
         """The messages that a part of the answer ends. RpcError where it tells of an error."""

@@ -193,3 +193,18 @@ def test_points_stand_under_each_other(rows: list[tuple[str, Decimal]]) -> None:
     shown = lines[: len(rows)]
     assert [each.split()[-1] for each in shown] == [money(amount.normalize()) for _, amount in rows]
     assert len({each.index(".") for each in shown}) == 1
+
+
+def test_a_terminal_that_is_too_narrow_cuts_texts_and_no_numbers(database: Path) -> None:
+    for arguments in (("costs",), ("usage", "list")):
+        shown = on_a_terminal(WITH_RICH, *arguments, "--db", database)
+        assert "…" in shown
+        assert "123,456" in shown
+        assert "0.30864" in shown
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_is_as_good_as_empty(database: Path, closed: str) -> None:
+    code = 'exec "$0" -m llm_cost_ops.cli costs --db "$1" ' + closed
+    done = subprocess.run(["sh", "-c", code, sys.executable, str(database)], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -51,5 +51,10 @@ def test_a_server_that_is_down_leaves_everything(tmp_path: Path, capsys: pytest.
 def test_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "file"
     file.touch()
-    assert main(["spool", "status", str(file)]) == 2
-    assert str(file) in capsys.readouterr().err
+    missing = tmp_path / "missing"
+    for folder in (file, missing):
+        assert main(["spool", "status", str(folder)]) == 2
+        assert f"there is no folder {folder}" in capsys.readouterr().err
+        assert main(["spool", "drain", str(folder), "--db", str(tmp_path / "costs.db")]) == 2
+        assert f"there is no folder {folder}" in capsys.readouterr().err
+    assert not missing.exists()

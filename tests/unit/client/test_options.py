@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx
 import pytest
 
 from llm_cost_ops import (
@@ -209,3 +210,12 @@ def test_threads_of_control_share_one_client() -> None:
             return [receipt.usage_id for receipt in receipts]
 
     assert len(set(asyncio.run(many()))) == 50
+
+
+@pytest.mark.parametrize("kind", [CostOpsClient, AsyncCostOpsClient])
+def test_an_http_client_of_the_other_kind_is_refused_before_anything_is_sent(kind: Any) -> None:
+    wrong = httpx.AsyncClient() if kind is CostOpsClient else httpx.Client()
+    for given in (wrong, object()):
+        with pytest.raises(ConfigurationError, match=r"^http_client must be an httpx\.\w+, not ") as caught:
+            kind(base_url="http://127.0.0.1:9", http_client=given)
+        assert caught.value.parameter == "http_client"

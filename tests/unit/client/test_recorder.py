@@ -21,8 +21,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_cost_ops import CostOpsClient, RecorderConfig, RecorderFullError, UsageRecord, ValidationError
+from llm_cost_ops import (
+    ClientConfig,
+    CostOpsClient,
+    RecorderConfig,
+    RecorderFullError,
+    UsageRecord,
+    ValidationError,
+)
+from llm_cost_ops.client.observer import Observer
 from llm_cost_ops.client.recorder import MAX_BATCH_RECORDS, Recorder, _moment
+from llm_cost_ops.client.spool import Spool, SpoolBatch
 from llm_cost_ops.exceptions import AuthenticationError, NetworkError
 from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.types import BatchReceipt, RecordError, SubmitResult, SubmitStatus
@@ -145,6 +154,19 @@ def test_a_record_of_nobody_is_rejected_with_what_to_do(caplog: pytest.LogCaptur
         report = client.flush(MAX_WAIT)
     assert [item.reason for item in report.rejected] == ["organization_id is required"]
     assert "set LLM_COST_OPS_ORGANIZATION_ID" in caplog.text
+
+
+def test_one_text_is_one_tag_however_it_is_said() -> None:
+    call: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 1}
+    with CostOpsClient(base_url="sqlite://") as client:
+        with client.attribute(organization_id="a", tags="production"):
+            client.usage.submit(**call)
+            client.usage.record(**call)
+        observer = Observer(client, {"organization_id": "a", "tags": "production"})
+        observer.take(lambda: UsageRecord(**call, tags=["seen"]))
+        assert client.flush(MAX_WAIT).delivered == 2
+        tags = [record.tags for record in client.usage.list(sort="ingested_at", order="asc")]
+    assert tags == [["production"], ["production"], ["seen", "production"]]
 
 
 def test_a_dict_in_the_place_of_a_record_is_refused_by_what_it_is(caplog: pytest.LogCaptureFixture) -> None:
@@ -384,3 +406,100 @@ def test_the_end_of_the_interpreter_sends_what_is_there(tmp_path: Path) -> None:
         [sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True, timeout=120
     )
     assert done.stdout == "1\n"
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"model_id": "\ud800"}, "model_id must be Unicode text; it has a lone surrogate"),
+        ({"labels": {"a": "\udc80"}}, "labels[a] must be Unicode text; it has a lone surrogate"),
+        ({"labels": {"a": object()}}, "labels[a] must be a string, not of type object"),
+        ({"labels": [1]}, "labels must be a dict, not of type list"),
+        ({"user_id": b"u"}, "user_id must be a string, not of type bytes"),
+        ({"input_tokens": 1.5}, "input_tokens must be an integer, not 1.5"),
+        ({"input_tokens": float("nan")}, "input_tokens must be an integer, not nan"),
+        ({"idempotency_key": 7}, "idempotency_key must be a string, not 7"),
+        ({"timestamp": "soon"}, "timestamp must be a datetime, or in a keyword text such as "),
+    ],
+)
+def test_a_record_of_wrong_types_harms_only_itself(
+    wrong: dict[str, Any], reason: str, spooled: bool, tmp_path: Path
+) -> None:
+    recorder = RecorderConfig(spool=str(tmp_path / "spool") if spooled else None)
+    config = ClientConfig(base_url="sqlite://", organization_id="o", recorder=recorder)
+    right: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 1}
+    with CostOpsClient(config=config) as client:
+        client.usage.record(**{**right, **wrong})
+        client.usage.record(**right)
+        report = client.flush(MAX_WAIT)
+    assert (report.delivered, report.rejected_count, report.recorded) == (1, 1, 2)
+    assert report.rejected[0].reason.startswith(reason)
+
+
+def test_a_record_counts_as_it_was_when_it_was_recorded() -> None:
+    ledger = Ledger()
+    with recording(ledger) as recorder:
+        ledger.allowed.clear()
+        labels, tags = {"n": "0"}, ["0"]
+        record = UsageRecord(organization_id="o", model_id="whole", labels={"n": "0"})
+        for number in range(3):
+            labels["n"], tags[0] = str(number), str(number)
+            recorder.record(None, {"model_id": "fields", "labels": labels, "tags": tags})
+            record.labels["n"], record.input_tokens = str(number), number
+            recorder.record(record, {})
+        ledger.allowed.set()
+        assert recorder.flush(MAX_WAIT).delivered == 6
+    found = list(ledger.keys.values())
+    assert [(r.labels, r.tags) for r in found if r.model_id == "fields"] == [({"n": n}, [n]) for n in "012"]
+    assert [(r.labels, r.input_tokens) for r in found if r.model_id == "whole"] == [
+        ({"n": str(n)}, n) for n in range(3)
+    ]
+
+
+def test_what_lies_in_a_spool_and_is_no_record_is_set_aside(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append(b'{"model_id":"m","provider":"p","organization_id":"o","idempotency_key":"k"}')
+    spool.append(b'{"input_tokens":"many"}')
+    spool.close()
+    ledger = Ledger(NetworkError("lost", retry_after=0.0))
+    with recording(ledger, spool=str(tmp_path)) as recorder:
+        recorder.record(None, {"model_id": "m"})
+        report = recorder.flush(MAX_WAIT)
+    assert (report.delivered, report.rejected_count, report.spooled, report.recorded) == (2, 1, 0, 3)
+    assert "can't be read: input_tokens" in report.rejected[0].reason
+    [damaged] = tmp_path.iterdir()
+    assert damaged.name.endswith(".damaged")
+    assert damaged.read_bytes() == b'{"input_tokens":"many"}'
+
+
+def test_a_spool_that_can_not_be_read_for_a_while_is_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_cost_ops.client.recorder._BACKOFF", Backoff(0.001, 5.0))
+    failures = [OSError(5, "Input/output error")] * 2
+    read = Spool.next_batch
+
+    def next_batch(self: Spool, *bounds: int) -> SpoolBatch | None:
+        if failures:
+            raise failures.pop()
+        return read(self, *bounds)
+
+    monkeypatch.setattr(Spool, "next_batch", next_batch)
+    with recording(Ledger(), spool=str(tmp_path)) as recorder:
+        recorder.record(None, {"model_id": "m"})
+        assert recorder.flush(MAX_WAIT).delivered == 1
+
+
+def test_a_record_that_waits_for_room_when_the_client_is_closed_is_dropped() -> None:
+    ledger = Ledger(*[NetworkError("gone")] * 1000)
+    with recording(ledger, max_records=1, overflow="block") as recorder:
+        recorder.record(None, {"model_id": "m"})
+        until(lambda: ledger.batches)
+        waiting = threading.Thread(target=recorder.record, args=(None, {"model_id": "m"}))
+        waiting.start()
+        until(recorder._urgent.is_set)
+        recorder.close(0)
+        waiting.join(MAX_WAIT)
+        report = recorder.report()
+    assert (report.dropped, report.pending) == (2, 0)

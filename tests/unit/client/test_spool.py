@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_cost_ops.client.spool import MAX_FRAME_BYTES, Spool, SpoolError, SpoolFullError
+from tests.waiting import MAX_WAIT, until
 
 
 def drained(spool: Spool, most: int = 7, size: int = 10_000) -> list[bytes]:
@@ -27,6 +31,14 @@ def drained(spool: Spool, most: int = 7, size: int = 10_000) -> list[bytes]:
 
 def files(folder: Path, suffix: str = ".segment") -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name.endswith(suffix))
+
+
+def opened_files() -> list[str]:
+    found = []
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # such as that of the list itself
+            found.append(str(each.readlink()))
+    return found
 
 
 @given(st.lists(st.binary(max_size=300), max_size=60), st.integers(1, 20), st.integers(1, 2000))
@@ -232,4 +244,29 @@ def test_a_forked_child_leaves_the_parents_segments_alone(tmp_path: Path) -> Non
         os._exit(0 if drained(spool) == [b"child"] else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert drained(spool) == [b"parent"]
+    spool.close()
+
+
+def test_what_is_delivered_while_it_is_synced_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path, durability="disk")
+    real, begun, go_on = os.fdatasync, threading.Event(), threading.Event()
+
+    def fdatasync(descriptor: int) -> None:
+        begun.set()
+        assert go_on.wait(MAX_WAIT)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    with ThreadPoolExecutor(2) as pool:
+        appended = [pool.submit(spool.append, b"first"), pool.submit(spool.append, b"second")]
+        assert begun.wait(MAX_WAIT)
+        until(lambda: spool.pending == 2)
+        assert sorted(drained(spool)) == [b"first", b"second"]
+        go_on.set()
+        for each in appended:
+            each.result(MAX_WAIT)
+    assert files(tmp_path) == []
+    assert not [link for link in opened_files() if link.startswith(f"{tmp_path}/")]
     spool.close()

@@ -415,3 +415,17 @@ def test_a_wrong_span_harms_itself_only() -> None:
     items = list(opened(otlp(late, wrong, good)))
     assert [isinstance(item.record, UsageRecord) for item in items] == [False, False, True]
     assert str(items[0].record).startswith("resourceSpans[0].scopeSpans[0].spans[0]: ")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"spend": "1E+9999999"}, "spend must be an amount of money"),
+        ({"metadata": '{"usage_object": {"cache_read_input_tokens": Infinity}}'}, "must be a whole number"),
+        ({"request_tags": "[" * 100_000}, ""),
+    ],
+)
+def test_a_value_that_no_arithmetic_takes_harms_only_its_row(wrong: dict[str, Any], reason: str) -> None:
+    found = [item.record for item in opened([{**LITELLM, **wrong}, {**LITELLM, "request_id": "other"}])]
+    assert isinstance(found[1], UsageRecord)
+    assert reason in found[0] if isinstance(found[0], str) else not reason

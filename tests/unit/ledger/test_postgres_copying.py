@@ -76,20 +76,73 @@ def test_copied_and_inserted_rows_are_the_same(postgres: Any) -> None:
     assert [record.user_id for record in said[0][0][:-1]] == ODD_TEXTS
 
 
-def test_what_another_commits_after_the_look_is_found_by_the_copy(postgres_url: str) -> None:
-    first, second = [entry(n, idempotency_key=str(n)) for n in range(3)], entry(7, idempotency_key="1")
-    copy = Session.copy
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_is_there_already_is_found_by_the_copy(postgres_url: str, times: int) -> None:
+    """That of one more caller after the look, which the first copy that failed led to, as well."""
+    first = [entry(n, idempotency_key=str(n)) for n in range(3)]
+    others = [entry(7, idempotency_key="1"), entry(8, idempotency_key="0")][:times]
+    copy, copied = Session.copy, []
     with Sync(ledger=open_ledger(postgres_url)) as ledger, Sync(ledger=open_ledger(postgres_url)) as other:
 
         def late(self: Session, sql: str, lines: Any) -> None:
-            with patch.object(Session, "copy", copy):
-                assert [each.status for each in other.append([second])] == ["created"]
+            copied.append(sql)
+            if others:
+                with patch.object(Session, "copy", copy):
+                    assert [each.status for each in other.append([others.pop(0)])] == ["created"]
             copy(self, sql, lines)
 
         with patch.object(writing, "MIN_COPIED", 1), patch.object(Session, "copy", late):
             done = ledger.append(first)
-        assert [each.status for each in done] == ["created", "conflict", "created"]
+        assert [each.status for each in done] == [
+            "created" if times == 1 else "conflict",
+            "conflict",
+            "created",
+        ]
+        assert len(copied) == 2
         assert ledger.count(Filter()) == 3
+        assert ledger.find_faults() == []
+
+
+def test_rows_are_looked_for_while_some_are_sent_again(postgres_url: str) -> None:
+    """A copy in vain costs more than to look, and most callers send nothing twice."""
+    sent = iter(range(10**6))
+    looks, vain = [], []
+    run_planned, roll_back = Session.run_planned, Session.roll_back
+
+    def planning(self: Session, sql: str, **named: object) -> Any:
+        if sql == writing._LOOK:
+            looks.append(sql)
+        return run_planned(self, sql, **named)
+
+    def rolling_back(self: Session) -> None:
+        vain.append(True)
+        roll_back(self)
+
+    def write(*, again: bool) -> None:
+        new = [entry(idempotency_key=str(next(sent))) for _ in range(3)]
+        expected = ["created"] * 3
+        if again:
+            new, expected = [new[0], first, new[2]], ["created", "duplicate", "created"]
+        assert [each.status for each in ledger.append(new)] == expected
+
+    with (
+        patch.object(writing, "MIN_COPIED", 2),
+        patch.object(Session, "run_planned", planning),
+        patch.object(Session, "roll_back", rolling_back),
+        Sync(ledger=open_ledger(postgres_url)) as ledger,
+    ):
+        first = entry(idempotency_key="first")
+        ledger.append([first])
+        write(again=False)
+        assert not looks
+        for _ in range(3):
+            write(again=True)
+            write(again=False)
+        assert len(looks) == 6
+        for _ in range(writing._LOOKS):
+            write(again=False)
+        assert len(looks) == 5 + writing._LOOKS
+        assert len(vain) == 1
         assert ledger.find_faults() == []
 
 

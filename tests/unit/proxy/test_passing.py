@@ -53,6 +53,29 @@ def test_a_request_reaches_the_provider_as_it_was_sent(proxy: str, provider: Pro
     ])  # fmt: skip
 
 
+def test_a_connection_that_names_the_length_of_a_body_does_not_take_it_away(
+    proxy: str, provider: Provider
+) -> None:
+    headers = {"connection": "close, content-length", "content-type": "application/json"}
+    given = httpx.post(proxy + COMPLETIONS, json=CHAT, headers=headers)
+    assert (given.status_code, json.loads(provider.seen[0].body)) == (200, CHAT)
+
+
+def test_what_is_nested_too_deep_to_be_read_passes_and_is_of_unknown_usage(
+    proxy: str, provider: Provider, client: CostOpsClient
+) -> None:
+    deep = b'{"model":"gpt-4o","stream":true,"x":' + b"[" * 40_000 + b"]" * 40_000 + b"}"
+
+    def answer(handler: Any) -> None:
+        handler.whole(deep, 200, ("content-type", "application/json"))
+
+    provider.answer = answer
+    given = httpx.post(proxy + COMPLETIONS, content=deep, headers={"content-type": "application/json"})
+    assert (given.status_code, given.content, provider.seen[0].body) == (200, deep, deep)
+    [record] = records_of(client)
+    assert (record.provider, record.quality) == ("openai", UsageQuality.UNKNOWN)
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "OPTIONS", "PATCH", "PUT", "POST"])
 def test_any_method_and_path_passes_and_is_not_recorded(
     proxy: str, provider: Provider, client: CostOpsClient, method: str

@@ -14,6 +14,7 @@ from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.server import asgi_app, serve
+from llm_cost_ops.server.http import MAX_INLINE_RECEIPTS
 from tests.tiny_service import PUT_NOTE
 
 RECORD = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 1000}
@@ -119,3 +120,31 @@ def test_what_cannot_be_served_does_not_start(
         serve(options.pop("db"), announce=announced.append, **options)
     assert announced == []
     assert not (tmp_path / "x.db").exists()
+
+
+class Offloading(AsyncRuntime):
+    """Counts the answers that are encoded in another thread."""
+
+    encoded = 0
+
+    async def offload(self, function: Any, *args: object) -> Any:
+        self.encoded += function.__name__ == "encode_response"
+        return await super().offload(function, *args)
+
+
+async def test_only_an_answer_that_takes_long_is_encoded_in_another_thread() -> None:
+    app, runtime = asgi_app("sqlite://", require_keys=False), Offloading()
+    app._runtime = runtime
+    async with client_of(app) as client:
+
+        async def counted(records: list[dict[str, Any]]) -> int:
+            before = runtime.encoded
+            answer = await client.post("/api/v1/usage/batch", json={"records": records})
+            assert len(answer.json()["data"]["results"]) == len(records)
+            return runtime.encoded - before
+
+        assert await counted([RECORD] * MAX_INLINE_RECEIPTS) == 0
+        assert await counted([RECORD] * (MAX_INLINE_RECEIPTS + 1)) == 1
+        # What is wrong with a record may take a hundred times as long as a receipt.
+        assert await counted([RECORD, {**RECORD, "input_tokens": -1}]) == 1
+    await app.aclose()

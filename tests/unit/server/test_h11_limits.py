@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import h11
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_cost_ops.server.app import HttpServer
 from llm_cost_ops.server.h11_limits import StrictConnection
+from tests.waiting import MAX_WAIT
 
 CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 names = st.sampled_from([b"X-A", b"Accept", b"Content-Length", b"content-length"])
@@ -94,3 +99,51 @@ def test_each_body_of_a_connection_is_counted_from_nothing() -> None:
         connection.send(h11.Response(status_code=204, headers=[]))
         connection.send(h11.EndOfMessage())
         connection.start_next_cycle()
+
+
+def answered(connection: h11.Connection, verb: bytes, headers: list[tuple[str, str]], parts: list[bytes]):
+    """What is written for an answer, write by write, as uvicorn asks for it."""
+    connection.receive_data(b"%s / HTTP/1.1\r\nHost: x\r\n\r\n" % verb)
+    while type(connection.next_event()) is not h11.EndOfMessage:
+        pass
+    events = [h11.Response(status_code=200, headers=headers, reason=b"OK")]
+    events += [h11.Data(data=b"" if verb == b"HEAD" else part) for part in parts]
+    return [connection.send(event) for event in (*events, h11.EndOfMessage())]
+
+
+@given(
+    st.sampled_from([b"GET", b"HEAD"]), st.lists(st.binary(max_size=9), min_size=1, max_size=3), st.booleans()
+)
+def test_an_answer_is_what_h11_writes(verb: bytes, parts: list[bytes], sized: bool) -> None:
+    headers = [("x-a", "b"), *([("content-length", str(len(b"".join(parts))))] if sized else [])]
+    plain = answered(h11.Connection(h11.SERVER), verb, headers, parts)
+    ours = answered(StrictConnection(32768, on_wait=lambda: None), verb, headers, parts)
+    assert b"".join(ours) == b"".join(plain)
+    if sized:  # the head and what comes first of the body are one write
+        assert ours[:2] == [b"", plain[0] + plain[1]]
+    else:
+        assert ours == plain
+
+
+async def test_a_head_does_not_wait_for_a_body_that_comes_later() -> None:
+    go_on = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            while True:
+                await send({"type": f"{(await receive())['type']}.complete"})
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    server = HttpServer(app, port=0)
+    address = (await server.start()).removeprefix("http://")
+    host, _, port = address.partition(":")
+    async with asyncio.timeout(MAX_WAIT):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"content-length: 2\r\n" in await reader.readuntil(b"\r\n\r\n")
+        go_on.set()
+        assert await reader.readexactly(2) == b"ok"
+    writer.close()
+    await server.stop(MAX_WAIT)

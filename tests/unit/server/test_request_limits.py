@@ -19,9 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_cost_ops._gen.codecs import BATCH_SUBMIT_USAGE_RESPONSE
-from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, STREAM_USAGE
+from llm_cost_ops._gen.messages import (
+    BatchReceipt,
+    BatchSubmitUsageResponse,
+    GetCostSummaryResponse,
+    SubmitResult,
+    SubmitUsageResponse,
+)
+from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, GET_COST_SUMMARY, STREAM_USAGE, SUBMIT_USAGE
 from llm_cost_ops.server import decoding
 from llm_cost_ops.wire import DecodeError
+from llm_cost_ops.wire.fields import walk
 from llm_cost_ops.wire.varint import varint
 
 BODY = 16 * 1024 * 1024
@@ -322,6 +330,43 @@ def test_a_batch_that_is_cut_is_the_same_batch(items, data):
     whole = BATCH_SUBMIT_USAGE.request.decode(sent)
     cut = decoding._protobuf_batch(BATCH_SUBMIT_USAGE.request, BATCH_FIELD, sent, 10_000)
     assert cut == whole
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [field(1, MESSAGE), b"\x0a\x80\x00", b"\x8a\x00\x01x", field(90, b"x"), b"\x0a", b"\x00"]
+        )
+    ),
+    st.binary(max_size=3),
+)
+def test_items_are_where_a_walk_through_all_fields_finds_them(parts, end):
+    sent = b"".join(parts) + end
+    try:
+        expected = [(start, stop) for tag, start, stop in walk(sent, 0, len(sent)) if tag == 10]
+    except (DecodeError, IndexError):
+        with pytest.raises(DecodeError):
+            decoding._protobuf_items(BATCH_FIELD, sent, 10_000)
+    else:
+        assert decoding._protobuf_items(BATCH_FIELD, sent, 10_000)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("created", "duplicates", "invalid", "long"),
+    [(0, 0, 0, False), (511, 1, 0, False), (513, 0, 0, True), (511, 0, 1, True)],
+)
+def test_only_an_answer_of_many_receipts_or_an_error_is_encoded_outside_the_loop(
+    created, duplicates, invalid, long
+):
+    results = [SubmitResult()] * (created + duplicates + invalid)
+    receipt = BatchReceipt(results=results, created=created, duplicates=duplicates, invalid=invalid)
+    answer = BatchSubmitUsageResponse(data=receipt)
+    assert decoding.is_long_answer(BATCH_SUBMIT_USAGE, answer, 512) is long
+
+
+def test_the_answers_that_may_be_long_are_encoded_outside_the_loop():
+    assert decoding.is_long_answer(GET_COST_SUMMARY, GetCostSummaryResponse(), 512)
+    assert not decoding.is_long_answer(SUBMIT_USAGE, SubmitUsageResponse(), 512)
 
 
 @given(

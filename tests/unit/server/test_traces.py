@@ -276,6 +276,34 @@ async def test_a_call_whose_counts_can_not_be_read_keeps_its_time_and_its_key() 
     assert records[1]["idempotency_key"] == f"openai:{ID}"
 
 
+@pytest.mark.parametrize("number", ["--5", "9" * 5000, "\u00b2", ""])
+async def test_a_number_in_json_that_is_none_harms_only_its_own_call(number: str) -> None:
+    traces = Traces()
+    body = request(span(1, CALL), span(2, CALL))
+    for pair in body["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["attributes"]:
+        if pair["key"] == "gen_ai.usage.input_tokens":
+            pair["value"] = {"intValue": number}
+    assert answered(await traces.post(body)) == (0, "")
+    found = {record.get("quality"): record.get("total_tokens") for record in await traces.records()}
+    assert len(found) == 2
+    assert 1500 in found.values()
+
+
+@pytest.mark.parametrize("name", ["gen_ai.usage.output_tokens", "llm.token_count.prompt"])
+async def test_a_count_in_protobuf_that_is_not_finite_harms_only_its_own_call(name: str) -> None:
+    traces = Traces()
+    body = to_protobuf(
+        request(
+            span(1, {**(CALL if name in CALL else {}), "llm.model_name": "m", name: 1e300}), span(2, CALL)
+        )
+    )
+    for infinite in (float("inf"), float("nan")):
+        content = body.replace(struct.pack("<d", 1e300), struct.pack("<d", infinite))
+        assert content != body
+        assert answered(await traces.post(content)) == (0, "")
+    assert len(await traces.records()) == 2
+
+
 async def test_texts_that_no_record_may_hold_lose_no_call() -> None:
     traces = Traces()
     texts = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -56,6 +56,24 @@ def test_a_store_without_keys_is_open_unless_told_otherwise(store: SqliteLedger)
     assert drive(gate.intercept_unary_unary(answer, None, context(EXPORT_USAGE, key))).role is Role.WRITER
     with pytest.raises(RpcError):
         drive(gate.intercept_unary_unary(answer, None, context(EXPORT_USAGE)))
+
+
+def test_a_call_of_an_open_store_asks_it_once(store: SqliteLedger) -> None:
+    asked = []
+
+    class Keys:
+        async def any(self, context: CallContext) -> bool:
+            asked.append(context)
+            return await store.keys.any(context)
+
+    gate, call = Authentication(cast("Any", Keys()), required=False), context(EXPORT_USAGE)
+    # A server does so before it reads the request, and the interceptor after that.
+    drive(gate.admit(call))
+    assert drive(gate.intercept_unary_unary(answer, None, call)) is None
+    assert asked == [call]
+    create(store)
+    with pytest.raises(RpcError):
+        drive(gate.admit(context(EXPORT_USAGE)))
 
 
 @pytest.mark.parametrize("kind", ["intercept_unary_stream", "intercept_stream_stream"])

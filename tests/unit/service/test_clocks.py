@@ -14,7 +14,7 @@ from llm_cost_ops._gen.messages import (
     UsageRecord,
 )
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, STREAM_USAGE, SUBMIT_USAGE
-from llm_cost_ops.client.recorder import _submitted
+from llm_cost_ops.client.submitting import _submitted
 from llm_cost_ops.exceptions import ServerError
 from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.rpc.context import CallContext, Metadata

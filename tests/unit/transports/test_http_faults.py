@@ -303,7 +303,7 @@ def test_two_event_loops_one_after_another_share_a_leaf():
         async def run():
             await transport.unary_unary(PUT, context(PUT_NOTE, MAX_WAIT, asynchronous=True))
             # Only this loop's connections: the transport goes on in the next.
-            await transport._pools[asyncio.get_running_loop()].transport.aclose()
+            await transport._pools[asyncio.get_running_loop()].connections.aclose()
 
         asyncio.run(run())
         asyncio.run(run())

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_cost_ops import ClientConfig, ConfigurationError, CostOpsClient
 from llm_cost_ops.transports.grpc.dial import proxy_of, target_of
 from llm_cost_ops.transports.http.exchange import proxy_for
 from llm_cost_ops.transports.net.proxies import environment_proxy, listed_in_no_proxy
@@ -105,3 +106,27 @@ def test_a_proxy_that_is_given_is_asked_whatever_no_proxy_says(environment: pyte
     assert environment_proxy(("https", "all"), "costs.example", 443) is None
     assert proxy_for("https://costs.example", "http://mine.example") is not None
     assert proxy_of(target_of("grpcs://costs.example"), "http://mine.example:1") is not None
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://u:hunter2@h:port",
+        "http://u:hunt/er2@h:1",
+        "ftp://u:hunter2@h",
+        "http://",
+        "://",
+        "http://[::1",
+    ],
+)
+@pytest.mark.parametrize("base_url", ["http://10.0.0.1:1", "https://10.0.0.1:1", "grpc://10.0.0.1:1"])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_wrong_proxy_is_told_by_its_rule_and_not_by_its_password(
+    environment: pytest.MonkeyPatch, proxy: str, base_url: str, given: bool
+) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        environment.setenv(name, "" if given else proxy)
+    config = ClientConfig(base_url=base_url, proxy=proxy if given else None)
+    with pytest.raises(ConfigurationError, match=r"^proxy .*must be ") as caught:
+        CostOpsClient(config=config)
+    assert "hunt" not in str(caught.value)
