@@ -95,7 +95,7 @@ def proxy_for(origin: str, proxy: str | None) -> httpx.Proxy | None:
 # Parsing one takes a tenth of the time that a small request takes.
 @lru_cache(maxsize=256)
 def _url(text: str) -> httpx.URL:
-    """A URL as httpx takes it. INVALID_ARGUMENT where it is too long, such as by a thousand filters."""
+    """A request's URL; INVALID_ARGUMENT when it can be none, as with thousands of values in a filter."""
     try:
         return httpx.URL(text)
     except httpx.InvalidURL as error:
