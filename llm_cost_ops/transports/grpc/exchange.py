@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import re
 import time
 from urllib.parse import unquote
 
@@ -64,6 +65,9 @@ _UNSURE = frozenset(
 )
 
 _UNAVAILABLE = str(StatusCode.UNAVAILABLE.value)
+
+# How gRPC's libraries (C, Go, Java, .NET) put it that a message has too many bytes for the server.
+_TOO_LARGE = re.compile(r"larger than max|exceeds (the )?maximum")
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -278,6 +282,9 @@ class GrpcExchange:
             # Nobody here cancelled: so grpcio ends calls that reach it while it goes away.
             return self.failure(StreamFailedError("the server cancelled the call"))
         details = read_status(_from_base64(self._details))
+        if code is StatusCode.RESOURCE_EXHAUSTED and not self._details and _TOO_LARGE.search(self._words):
+            # Another attempt would be as large: it is no limit of a rate.
+            code, details.error_code = StatusCode.INVALID_ARGUMENT, "PAYLOAD_TOO_LARGE"
         return self._refused(code, self._words, details)
 
     @property

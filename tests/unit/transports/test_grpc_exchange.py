@@ -48,6 +48,21 @@ def test_every_status(code, method):
     assert error.maybe_applied is (method is PUT_NOTE and code.name in unsure)
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("SERVER: Received message larger than max (67326300 vs. 33554432)", StatusCode.INVALID_ARGUMENT),
+        ("grpc: received message larger than max (5 vs. 4)", StatusCode.INVALID_ARGUMENT),
+        ("gRPC message exceeds maximum size 4194304: 5000000", StatusCode.INVALID_ARGUMENT),
+        ("too many calls", StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+def test_a_message_that_is_too_large_is_no_limit_of_a_rate(words, code):
+    error = answer_to([*HEAD, ("grpc-status", "8"), ("grpc-message", words)])
+    assert (error.code, error.message, error.maybe_applied) == (code, words, False)
+    assert error.error_code == ("PAYLOAD_TOO_LARGE" if code is StatusCode.INVALID_ARGUMENT else "")
+
+
 @pytest.mark.parametrize("words", [[], [("grpc-message", "CANCELLED")]])
 def test_a_server_that_cancels_without_a_word_is_going_away(words):
     error = answer_to([*HEAD, ("grpc-status", "1"), *words])
