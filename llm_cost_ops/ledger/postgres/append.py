@@ -17,7 +17,7 @@ from llm_cost_ops.ledger.postgres.connection import Database, Session
 from llm_cost_ops.ledger.postgres.errors import busy_error, closed_error
 from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.revise import revise
-from llm_cost_ops.ledger.postgres.rows import Row, row_of, units_of, units_sql
+from llm_cost_ops.ledger.postgres.rows import Row, row_of, series_of, units_of, units_sql
 from llm_cost_ops.ledger.postgres.workers import Connected, Ticket
 from llm_cost_ops.ledger.postgres.writing import write
 from llm_cost_ops.ledger.protocols import Alike
@@ -107,7 +107,7 @@ class PostgresBatch:
         ingested_at: datetime,
         units: int | None,
         by: Pricing,
-        _alike: Alike | None = None,
+        alike: Alike | None = None,
     ) -> str:
         """Take one more entry; see Batch."""
         if ingested_at is not self._taken:
@@ -123,7 +123,12 @@ class PostgresBatch:
             made = usage_id(organization, key)[0] if self._ids is None else self._ids.at(number)[0]
         else:
             made = usage_id(organization, key)[0]
-        self.rows.append(row_of(record, made, key, self._ingested, units, by))
+        series: tuple[str, ...] | None = None if alike is None else alike.get(by)
+        if series is None:
+            series = series_of(record, by)
+            if alike is not None:
+                alike[by] = series
+        self.rows.append(row_of(record, series, made, key, self._ingested, units, by))
         return made
 
     def write(

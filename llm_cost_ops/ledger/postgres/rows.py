@@ -79,11 +79,21 @@ class Row(NamedTuple):
 
 def prepare(entry: Entry) -> Row:
     """What the transaction needs of an entry; everything that can be done before it."""
-    made = usage_id(entry.record.organization_id, entry.key)[0]
-    return row_of(entry.record, made, entry.key, to_micros(entry.ingested_at), entry.units, entry.by)
+    record, by = entry.record, entry.by
+    made = usage_id(record.organization_id, entry.key)[0]
+    ingested = to_micros(entry.ingested_at)
+    return row_of(record, series_of(record, by), made, entry.key, ingested, entry.units, by)
 
 
-def row_of(record: UsageRecord, made: str, key: str, ingested: int, units: int | None, by: Pricing) -> Row:
+def row_of(
+    record: UsageRecord,
+    series: tuple[str, ...],
+    made: str,
+    key: str,
+    ingested: int,
+    units: int | None,
+    by: Pricing,
+) -> Row:
     """The row of a record with an id; INVALID_ARGUMENT for counts or a cost that sums can't hold."""
     put_in, put_out = record.input_tokens or 0, record.output_tokens or 0
     if put_in > MAX_COUNT or put_out > MAX_COUNT:
@@ -91,7 +101,7 @@ def row_of(record: UsageRecord, made: str, key: str, ingested: int, units: int |
     check_cost(units, by.currency)
     tags, labels, moment = record.tags, record.labels, record.timestamp
     return Row(
-        series_of(record, by),
+        series,
         by,
         made,
         key or None,
@@ -146,6 +156,7 @@ def text_array(values: Sequence[object]) -> str:
     return f"{{{','.join(map(_element, values))}}}"
 
 
+_NULL = r"\N"
 # By their escapes in the text form of COPY.
 _ESCAPES = {"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}
 _ESCAPED = str.maketrans(_ESCAPES)
@@ -155,14 +166,14 @@ def copy_line(row: Row) -> str:
     """What COPY takes for a row behind its id: `key` and what follows it, with the end of the line."""
     _, _, _, key, ingested, ts, requests, put_in, put_out, cached, cost, usr, tags, labels, record = row
     return (
-        f"{_copied(key)}\t{ingested}\t{ts}\t{requests}\t{put_in}\t{put_out}\t{cached}\t{_copied(cost)}\t"
+        f"{_copied(key)}\t{ingested}\t{ts}\t{requests}\t{put_in}\t{put_out}\t{cached}\t{cost or _NULL}\t"
         f"{_copied(usr)}\t{_copied(tags)}\t{_copied(labels)}\t{_copied(record)}\n"
     )
 
 
 def _copied(value: str | None) -> str:
     if value is None:
-        return r"\N"
+        return _NULL
     if "\\" in value or "\n" in value or "\t" in value or "\r" in value:
         return value.translate(_ESCAPED)
     return value

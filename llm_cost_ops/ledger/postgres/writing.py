@@ -16,10 +16,9 @@ import psycopg
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.errors import is_lost
-from llm_cost_ops.ledger.postgres.interning import Ids, intern
+from llm_cost_ops.ledger.postgres.interning import intern
 from llm_cost_ops.ledger.postgres.rows import Row, copy_line, text_array
 from llm_cost_ops.ledger.postgres.sums import quarter_sql
-from llm_cost_ops.pricing.types import Pricing
 
 __all__ = ["write"]
 
@@ -129,15 +128,15 @@ def write(session: Session, rows: Sequence[Row], revision: int | None) -> Found 
 
 
 def _placed(session: Session, rows: Sequence[Row]) -> list[_Placed]:
-    pairs: dict[tuple[tuple[str, ...], Pricing], Ids] = {}
-    named = [(row.series, row.by) for row in rows]
-    distinct = list(dict.fromkeys(named))
-    pairs.update(zip(distinct, intern(session, distinct), strict=True))
-    placed = []
-    for place, (seq, name, row) in enumerate(zip(session.numbers(len(rows)), named, rows, strict=True)):
-        org, series, pricing = pairs[name]
-        placed.append(_Placed(org, row.id, place, series, pricing, seq, row))
-    return placed
+    pairs = [(row.series, row.by) for row in rows]
+    distinct = list(dict.fromkeys(pairs))
+    ids = dict(zip(distinct, intern(session, distinct), strict=True))
+    return [
+        _Placed(org, row.id, place, series, pricing, seq, row)
+        for place, (seq, (org, series, pricing), row) in enumerate(
+            zip(session.numbers(len(rows)), [ids[pair] for pair in pairs], rows, strict=True)
+        )
+    ]
 
 
 def _insert(session: Session, placed: list[_Placed], revision: int | None) -> Found | None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import psycopg
 import pytest
 
+from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger import Entry, Filter, open_ledger
 from llm_cost_ops.ledger.postgres import writing
+from llm_cost_ops.ledger.postgres.append import PostgresBatch
 from llm_cost_ops.ledger.postgres.connection import Session
+from llm_cost_ops.ledger.postgres.rows import prepare
 from llm_cost_ops.rpc.runtime import drive
 from tests.ledger_suite import card, revise
-from tests.unit.ledger.making import START, Sync, context, entry
+from tests.unit.ledger.making import START, Sync, context, entry, pricing
 
 ODD_TEXTS = [
     "",
@@ -74,6 +77,20 @@ def test_copied_and_inserted_rows_are_the_same(postgres: Any) -> None:
             said.append((records, sums))
     assert said[0] == said[1]
     assert [record.user_id for record in said[0][0][:-1]] == ODD_TEXTS
+
+
+def test_entries_that_are_alike_share_their_series() -> None:
+    """Priced alike or not: the series says in which currency, and whether at all."""
+    batch, alike = PostgresBatch(cast("Any", None), ""), {}
+    priced, unpriced = pricing(), pricing(CostStatus.UNPRICED)
+    made = []
+    for n, by in enumerate([priced, unpriced, priced, unpriced]):
+        sent = entry(n, idempotency_key=str(n))
+        made.append(prepare(Entry(sent.record, sent.key, sent.ingested_at, sent.units, by)))
+        batch.add(sent.record, sent.key, sent.ingested_at, sent.units, by, alike)
+    assert batch.rows == made
+    assert batch.rows[0].series is batch.rows[2].series
+    assert batch.rows[1].series is batch.rows[3].series
 
 
 @pytest.mark.parametrize("times", [1, 2])
