@@ -445,7 +445,10 @@ class ConnectionPool:
 
 
 class AsyncConnectionPool:
-    """Connections for asyncio. A call may be cancelled at any point."""
+    """Connections for asyncio. A call may be cancelled at any point.
+
+    They are httpcore's, which is where users' tests answer in the place of a server (respx).
+    """
 
     def __init__(
         self,
