@@ -132,10 +132,10 @@ class RawRows:
         """Organization, series and pricing as the store would number them."""
         rows = []
         for each in entries:
-            key, row, _ = prepare(each)
+            key, columns, _ = prepare(each)
             series = self._series.setdefault(key, len(self._series) + 1)
             pricing = self._pricings.setdefault(each.by, len(self._pricings) + 1)
-            rows.append((None, 1, series, pricing, *row[4:]))
+            rows.append((None, 1, series, pricing, *columns))
         return rows
 
     def insert(self, rows: list[tuple[Any, ...]]) -> None:

@@ -182,7 +182,7 @@ def bare(path: str | None, durability: str) -> tuple[float, float, float]:
     entries = [new_entry(submit_to(Taking()), uuid7(), now, book) for _ in range(SUBMITS + WARM_UP + 1)]
     drive(store.append([entries.pop()], context))
     connection = Database(path, durability).connect() if path else store._writer.open()
-    rows = iter([(None, 1, 1, 1, *prepare(each)[1][4:]) for each in entries])
+    rows = iter([(None, 1, 1, 1, *prepare(each)[1]) for each in entries])
     insert = f"INSERT INTO usage VALUES ({', '.join('?' * 18)})"
     found = median(lambda: connection.execute(insert, next(rows)))
     connection.close()

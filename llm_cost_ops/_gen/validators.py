@@ -359,7 +359,7 @@ def validate_create_price_request(m: CreatePriceRequest, path: str, violations: 
         check_text(processing_, "processing", violations, 64)
     if speed_ is not EMPTY and (type(speed_) is not str or len(speed_) > 64 or not speed_.isprintable()):
         check_text(speed_, "speed", violations, 64)
-    if (aliases_ or type(aliases_) is not list) and check_items(aliases_, "aliases", violations, max_items=64):
+    if (aliases_ or type(aliases_) is not list) and not plain_texts(aliases_, list, 64, 255) and check_items(aliases_, "aliases", violations, max_items=64):
         for i, e in enumerate(aliases_):
             if type(e) is not str or len(e) > 255 or not e.isprintable():
                 check_text(e, f"aliases[{i}]", violations, 255)
@@ -574,11 +574,11 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
         check_text(project_id_, "project_id", violations, 255)
     if user_id_ is not EMPTY and (type(user_id_) is not str or len(user_id_) > 255 or not user_id_.isprintable()):
         check_text(user_id_, "user_id", violations, 255)
-    if (tags_ or type(tags_) is not list) and check_items(tags_, "tags", violations, max_items=64):
+    if (tags_ or type(tags_) is not list) and not plain_texts(tags_, list, 64, 255) and check_items(tags_, "tags", violations, max_items=64):
         for i, e in enumerate(tags_):
             if type(e) is not str or len(e) > 255 or not e.isprintable():
                 check_text(e, f"tags[{i}]", violations, 255)
-    if (labels_ or type(labels_) is not dict) and not plain_texts(labels_, 64, 255) and check_entries(labels_, "labels", violations, max_items=64):
+    if (labels_ or type(labels_) is not dict) and not plain_texts(labels_, dict, 64, 255) and check_entries(labels_, "labels", violations, max_items=64):
         for k, e in labels_.items():
             if type(k) is not str or len(k) > 255 or not k.isprintable():
                 check_text(k, entry("labels", k), violations, 255)

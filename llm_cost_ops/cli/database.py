@@ -78,6 +78,8 @@ def _backup(source: str, target: str) -> int:
     where = Path(target)
     if where.exists():
         raise ConfigurationError(f"{target} is there already, and is not replaced", parameter="target")
+    if not where.parent.is_dir():
+        raise ConfigurationError(f"there is no folder {where.parent}", parameter="target")
     # mkstemp makes it for this user alone.
     descriptor, temporary = tempfile.mkstemp(dir=where.parent, prefix=f".{where.name}.")
     os.close(descriptor)

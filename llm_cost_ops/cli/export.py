@@ -20,6 +20,7 @@ import msgspec
 from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops.cli.options import filters_of
 from llm_cost_ops.cli.target import open_client
+from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.types import UsageRecord
 
 __all__ = ["csv_lines", "export", "jsonl_lines"]
@@ -92,6 +93,8 @@ def _write(file: BinaryIO, lines: Iterator[bytes]) -> int:
 
 def _replace(target: Path, lines: Iterator[bytes]) -> int:
     """Write a file beside the target, and put it in its place when it is whole."""
+    if not target.parent.is_dir():
+        raise ConfigurationError(f"there is no folder {target.parent}", parameter="output")
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

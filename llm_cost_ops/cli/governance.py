@@ -89,8 +89,8 @@ def retention(options: argparse.Namespace) -> int:
 
 
 def _policies(found: list[RetentionPolicy], *, counted: bool) -> Table:
-    table = Table(columns=[Column("organization"), Column("days", right=True), Column("removed before")])
-    table.columns[-1] = Column("removed before", key="removed_before")
+    removed = Column("removed before", key="removed_before")
+    table = Table(columns=[Column("organization"), Column("days", right=True), removed])
     if counted:
         table.columns.append(Column("records", right=True))
     for each in found:

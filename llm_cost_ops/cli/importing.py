@@ -142,6 +142,7 @@ def import_file(options: argparse.Namespace) -> int:
                 delimiter=delimiter,
                 mapping=mapping,
                 given=given,
+                organization=client.config.organization_id,
             )
             job.run(file, None if from_stdin else path.stat().st_size)
         job.report(Output(), file)
@@ -168,7 +169,7 @@ def quickstart(options: argparse.Namespace) -> int:
         )
         job = Import(client, batch_size=100)
         with path.open("rb") as stream:
-            file = UsageFile(stream, path.name)
+            file = UsageFile(stream, path.name, organization=client.config.organization_id)
             job.run(file, path.stat().st_size)
         job.report(output, file)
         by_model = client.costs.get(group_by=["provider", "model"])
@@ -177,21 +178,23 @@ def quickstart(options: argparse.Namespace) -> int:
         output.table(cost_table("By provider and model", by_model))
         output.table(cost_table("By day", by_day))
         print_total(output, by_model)
-        today = client.usage.get_history(page_size=1).data
-        if today:
-            record = today[0]
-            cost = (
-                "no price"
-                if record.estimated_cost is None
-                else f"{money(record.estimated_cost)} {record.currency}"
-            )
-            output.line(
-                f"The last call: {record.provider} {record.model_id}, {record.input_tokens:,} tokens in "
-                f"({record.cached_tokens:,} cached), {record.output_tokens:,} out: {cost}."
-            )
+        for newest in client.usage.get_history(page_size=1).data:
+            output.line(f"The last call: {_line_of(newest)}.")
     question = f"{_command()} costs --db {quote(without_password(options.db))} --group-by project,day"
     output.line("Ask more: ", (question, "bold"))
     return 1 if job.rejected else 0
+
+
+def _line_of(record: UsageRecord) -> str:
+    """A call in a line."""
+    cost = "no price"
+    if record.estimated_cost is not None:
+        cost = f"{money(record.estimated_cost)} {record.currency}"
+    given, returned = (
+        "?" if count is None else f"{count:,}" for count in (record.input_tokens, record.output_tokens)
+    )
+    used = f"{given} tokens in ({record.cached_tokens:,} cached), {returned} out"
+    return f"{record.provider} {record.model_id}, {used}: {cost}"
 
 
 def _command() -> str:

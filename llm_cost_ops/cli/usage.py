@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from datetime import UTC
+from datetime import UTC, datetime
 from itertools import islice
 
 import msgspec
@@ -48,7 +48,15 @@ def _list(options: argparse.Namespace) -> int:
         cost = "" if record.estimated_cost is None else record.estimated_cost
         names = [record.organization_id, record.provider, record.model_id]
         counts = ["" if each is None else each for each in (record.input_tokens, record.output_tokens)]
-        row = [_moment(record), record.id, *names, *counts, cost, record.currency, record.cost_status.value]
+        row = [
+            _moment(record.timestamp),
+            record.id,
+            *names,
+            *counts,
+            cost,
+            record.currency,
+            record.cost_status.value,
+        ]
         table.rows.append(row)
     if found or output.form != "text":
         output.table(table)
@@ -95,7 +103,6 @@ def _described(record: UsageRecord) -> list[str]:
     shown = {name: getattr(record, name) for name in _FIRST}
     rest = {name: getattr(record, name) for name in UsageRecord.__struct_fields__ if name not in _HIDDEN}
     fields = {**shown, **{name: value for name, value in rest.items() if value not in (None, "", 0, [], {})}}
-    fields["timestamp"] = _moment(record)
     fields["input_tokens"], fields["output_tokens"] = (
         "not known" if count is None else f"{count:,}"
         for count in (record.input_tokens, record.output_tokens)
@@ -104,6 +111,8 @@ def _described(record: UsageRecord) -> list[str]:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, datetime):
+        return _moment(value)
     if isinstance(value, dict):
         return ", ".join(f"{key}={each}" for key, each in value.items())
     if isinstance(value, list):
@@ -111,8 +120,8 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def _moment(record: UsageRecord) -> str:
-    return f"{record.timestamp.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if record.timestamp else ""
+def _moment(at: datetime | None) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if at else ""
 
 
 def _void(client: CostOpsClient, options: argparse.Namespace) -> list[UsageRevision]:
@@ -141,12 +150,11 @@ def _revisions(client: CostOpsClient, options: argparse.Namespace) -> list[Usage
 def _line(revision: UsageRevision) -> str:
     record = revision.usage
     assert record is not None
-    assert revision.made_at is not None
     cost = "no price" if record.estimated_cost is None else f"{record.estimated_cost:f} {record.currency}"
     counts = f"{record.input_tokens or 0} in, {record.output_tokens or 0} out"
     said = f": {revision.reason}" if revision.reason else ""
     by = f" by {revision.actor}" if revision.actor else ""
-    when = f"{revision.made_at:%Y-%m-%dT%H:%M:%SZ}"
+    when = _moment(revision.made_at)
     model = f"{record.provider}/{record.model_id}"
     made = f"{revision.revision}  {when}  {revision.kind.value}{by}"
     return f"{made}  {model}  {counts}  {cost} ({record.cost_status.value}){said}"

@@ -175,7 +175,7 @@ class _Client:
         user_id: str = "",
         session_id: str = "",
         labels: Mapping[str, str] | None = None,
-        tags: Sequence[str] = (),
+        tags: str | Sequence[str] = (),
     ) -> AbstractContextManager[None]:
         """Say whose the calls are that are recorded in a block, in tasks that it starts too.
 
@@ -323,37 +323,37 @@ class CostOpsClient(_SyncClient):
 
     @cached_property
     def usage(self) -> StreamingUsageResource:
-        """Records usage and reads it back."""
+        """Submit, record, stream, list and export usage; correct and void it."""
         return StreamingUsageResource(self._channel, self._recording)
 
     @cached_property
     def costs(self) -> resources.CostsResource:
-        """Answers what usage cost."""
+        """What usage cost: sums and groups, receipts of single calls, estimates, repricing."""
         return resources.CostsResource(self._channel)
 
     @cached_property
     def pricing(self) -> resources.PricingResource:
-        """Keeps prices."""
+        """Price cards: list and get them, and add your own."""
         return resources.PricingResource(self._channel)
 
     @cached_property
     def analytics(self) -> resources.AnalyticsResource:
-        """Answers how usage and cost move over time."""
+        """Usage and cost over time."""
         return resources.AnalyticsResource(self._channel)
 
     @cached_property
     def audit(self) -> resources.AuditResource:
-        """Tells who changed what."""
+        """The audit log: who changed keys, prices and recorded usage, and when."""
         return resources.AuditResource(self._channel)
 
     @cached_property
     def privacy(self) -> resources.PrivacyResource:
-        """Takes people out of what is kept."""
+        """Erases a user from what is recorded."""
         return resources.PrivacyResource(self._channel)
 
     @cached_property
     def retention(self) -> resources.RetentionResource:
-        """Says for how long records are kept."""
+        """For how many days records of an organization are kept."""
         return resources.RetentionResource(self._channel)
 
     @cached_property
@@ -374,7 +374,7 @@ class CostOpsClient(_SyncClient):
     def health(
         self, *, timeout: float | None = UNSET, headers: Mapping[str, str] | None = None
     ) -> GetHealthResponse:
-        """How the service and its parts are."""
+        """Whether the service and each of its components works."""
         return self._health.get(timeout=timeout, headers=headers)
 
     def ready(
@@ -412,37 +412,37 @@ class AsyncCostOpsClient(_AsyncClient):
 
     @cached_property
     def usage(self) -> AsyncStreamingUsageResource:
-        """Records usage and reads it back."""
+        """Submit, record, stream, list and export usage; correct and void it."""
         return AsyncStreamingUsageResource(self._channel, self._recording)
 
     @cached_property
     def costs(self) -> resources.AsyncCostsResource:
-        """Answers what usage cost."""
+        """What usage cost: sums and groups, receipts of single calls, estimates, repricing."""
         return resources.AsyncCostsResource(self._channel)
 
     @cached_property
     def pricing(self) -> resources.AsyncPricingResource:
-        """Keeps prices."""
+        """Price cards: list and get them, and add your own."""
         return resources.AsyncPricingResource(self._channel)
 
     @cached_property
     def analytics(self) -> resources.AsyncAnalyticsResource:
-        """Answers how usage and cost move over time."""
+        """Usage and cost over time."""
         return resources.AsyncAnalyticsResource(self._channel)
 
     @cached_property
     def audit(self) -> resources.AsyncAuditResource:
-        """Tells who changed what."""
+        """The audit log: who changed keys, prices and recorded usage, and when."""
         return resources.AsyncAuditResource(self._channel)
 
     @cached_property
     def privacy(self) -> resources.AsyncPrivacyResource:
-        """Takes people out of what is kept."""
+        """Erases a user from what is recorded."""
         return resources.AsyncPrivacyResource(self._channel)
 
     @cached_property
     def retention(self) -> resources.AsyncRetentionResource:
-        """Says for how long records are kept."""
+        """For how many days records of an organization are kept."""
         return resources.AsyncRetentionResource(self._channel)
 
     @cached_property
@@ -457,7 +457,7 @@ class AsyncCostOpsClient(_AsyncClient):
     async def health(
         self, *, timeout: float | None = UNSET, headers: Mapping[str, str] | None = None
     ) -> GetHealthResponse:
-        """How the service and its parts are."""
+        """Whether the service and each of its components works."""
         return await self._health.get(timeout=timeout, headers=headers)
 
     async def ready(
@@ -511,7 +511,7 @@ class RawCostOpsClient(_SyncClient):
     def health(
         self, *, timeout: float | None = UNSET, headers: Mapping[str, str] | None = None
     ) -> RawResponse[GetHealthResponse]:
-        """How the service and its parts are."""
+        """Whether the service and each of its components works."""
         return self._health.get(timeout=timeout, headers=headers)
 
     def ready(
@@ -559,7 +559,7 @@ class RawAsyncCostOpsClient(_AsyncClient):
     async def health(
         self, *, timeout: float | None = UNSET, headers: Mapping[str, str] | None = None
     ) -> RawResponse[GetHealthResponse]:
-        """How the service and its parts are."""
+        """Whether the service and each of its components works."""
         return await self._health.get(timeout=timeout, headers=headers)
 
     async def ready(

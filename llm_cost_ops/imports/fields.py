@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 
@@ -21,11 +21,7 @@ from llm_cost_ops.wire.validation import nearest, no_member
 __all__ = ["FIELDS", "Mapping", "assignments", "overlay", "put", "value_at"]
 
 # The fields of a record whose values have one form: in CSV and in --set they come as text.
-_INTEGERS = {
-    field.name
-    for field in msgspec.structs.fields(UsageRecord)
-    if "tokens" in field.name or field.name in ("request_count", "latency_ms", "time_to_first_token_ms")
-}
+_INTEGERS = {name for name, kind in get_type_hints(UsageRecord).items() if kind in (int, int | None)}
 _ENUMS: dict[str, type[OpenEnum]] = {"operation": Operation, "outcome": Outcome, "quality": UsageQuality}
 _MAPS = ("labels", "meters", "modality", "metadata")
 FIELDS = {field.name for field in msgspec.structs.fields(UsageRecord)} - {"unknown_"}

@@ -50,7 +50,6 @@ _WORDS = {
     "object": "an object",
 }
 _TYPES = re.compile(r"\b(?:an? )?(int|float|str|bool|array|object)\b")
-_DEFAULT_ORGANIZATION = "default"
 
 
 class Item(NamedTuple):
@@ -64,7 +63,8 @@ class UsageFile:
     """The records of a binary stream, which is read once, a piece at a time, and stays the caller's.
 
     `shape` is "json" or "csv", "" to tell by the first bytes and `name`. `mapping` takes fields from columns,
-    `given` are fields that every record gets, whatever it says. Iterating raises ConfigurationError where the
+    `given` are fields that every record gets, whatever it says. `organization` pays for those that name none,
+    "default" where it is empty. Iterating raises ConfigurationError where the
     file as a whole is not understood. Afterwards `notes` tells what was recognised, `passed_over` how many
     objects of a known file were no calls, and `unknown` the fields of an object that nothing was known of.
     """
@@ -78,6 +78,7 @@ class UsageFile:
         delimiter: str = "",
         mapping: dict[str, str] | None = None,
         given: dict[str, str] | None = None,
+        organization: str = "",
     ) -> None:
         self._text = TextFile(stream)
         self._name = name.lower().removesuffix(".gz")
@@ -85,6 +86,7 @@ class UsageFile:
         self._delimiter = delimiter
         self._mapping = Mapping(mapping or {})
         self._given = given or {}
+        self._organization = organization or "default"
         self._states: dict[str, State] = {}
         self._held: OrderedDict[str, Item] = OrderedDict()
         self._formats: list[str] = []
@@ -212,7 +214,7 @@ class UsageFile:
         if not record.idempotency_key:
             digest = blake2b(b"%d:" % number + part.where.encode() + raw, digest_size=16).hexdigest()
             record.idempotency_key = f"import-{digest}"
-        record.organization_id = record.organization_id or _DEFAULT_ORGANIZATION
+        record.organization_id = record.organization_id or self._organization
         if record.ingested_at is None:
             # An exported record is the one that was sent, and says where it came from.
             record.source = record.source or "file"

@@ -19,12 +19,9 @@ _PATHS = (
     ("_client_wrapper", "httpx_client", "httpx_client"),  # cohere
     ("root_client", "_client"),  # LangChain's models
     ("root_async_client", "_client"),
-    (
-        "_api_client",
-        "_httpx_client",
-    ),  # google-genai: beside what genai.py wraps
+    ("_api_client", "_httpx_client"),  # google-genai, beside what genai.py wraps
     ("_api_client", "_async_httpx_client"),
-    (),
+    (),  # an HTTP client itself
 )
 
 
@@ -41,7 +38,7 @@ def instrument(sdk_client: Any, options: Options) -> None:
     elif not found:
         raise TypeError(
             f"sdk_client: {type(sdk_client).__module__}.{type(sdk_client).__qualname__} has no HTTP client "
-            "that can be instrumented"
+            "that can be instrumented: give the client of an SDK, such as openai.OpenAI()"
         )
     for http_client in found:
         wrap_client(http_client, options)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
+from msgspec.structs import replace
+
 from llm_cost_ops._gen.messages import SubmitStatus, UsageRecord
 from llm_cost_ops.ledger.protocols import Alike, Batch
 from llm_cost_ops.ledger.types import Appended, Entry
 from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rules.usage import known_total
 
 __all__ = ["EntryBatch", "append_as_batch"]
 
@@ -54,7 +57,8 @@ class EntryBatch:
         """Take one more entry; see Batch."""
         if isinstance(key, int):
             key = f"{self._key}:{key}"
-        self._entries.append(Entry(record, key, ingested_at, units, by))
+        kept = replace(record, total_tokens=known_total(record))
+        self._entries.append(Entry(kept, key, ingested_at, units, by))
         return ""
 
     async def write(self, context: CallContext, revision: int | None = None) -> dict[int, Appended] | None:

@@ -23,6 +23,7 @@ from llm_cost_ops.pricing.money import UNITS
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_arguments
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
+from llm_cost_ops.rules.usage import known_total
 from llm_cost_ops.wire.decimals import WireDecimal
 from llm_cost_ops.wire.json import decoder_of
 from llm_cost_ops.wire.unknown import Unknown
@@ -104,8 +105,7 @@ class NumberedIds:
     def at(self, number: int) -> tuple[str, bytes]:
         """The id of the record with a number, as text and as it is stored."""
         end = (9 << 60 | self._first + number & _TAIL).to_bytes(8, "big")
-        shown = end.hex()
-        return f"{self._text}-{shown[:4]}-{shown[4:]}", self._beginning + end
+        return f"{self._text}-{end.hex('-', 6)}", self._beginning + end
 
     @staticmethod
     def of(organization_id: str, key: str) -> NumberedIds | None:
@@ -186,7 +186,7 @@ def encode_usage(record: UsageRecord) -> bytes:
 
 
 def decode_usage(data: bytes | str) -> UsageRecord:
-    """The record as the caller sent it."""
+    """The record as the caller sent it, with its total, which may not have been stored."""
     try:
         record: UsageRecord = _records.decode(data)
     except msgspec.ValidationError:
@@ -196,6 +196,8 @@ def decode_usage(data: bytes | str) -> UsageRecord:
         unknown = {name: msgspec.Raw(bytes(fields.pop(name))) for name in fields.keys() - known}
         record = _records.decode(msgspec.json.encode(fields))
         record.unknown_ = Unknown(json=unknown)
+    if record.total_tokens is None:
+        record.total_tokens = known_total(record)
     return record
 
 

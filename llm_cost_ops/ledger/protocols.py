@@ -134,7 +134,8 @@ class Batch(Protocol):
         by: Pricing,
         alike: Alike | None = None,
     ) -> str:
-        """Take one more entry, whose parts are those of an Entry; the record may be changed afterwards.
+        """Take one more entry, whose parts are those of an Entry; the record may be changed afterwards, and
+        its total_tokens may be missing, which follow from the others.
 
         A number as its key stands for the key of the batch with ":" and the number behind it. `alike` is one
         dict for records that have their organization, provider, model, project, operation, service tier,

@@ -127,7 +127,9 @@ class ProxyApp:
         """What passes a request on. RefusedError for one that is not passed on."""
         upstream = self._upstreams.get(name)
         if upstream is None:
-            raise RefusedError(404, "no_such_upstream", "a path begins with the name of an upstream")
+            raise RefusedError(
+                404, "no_such_upstream", "a path begins with the name of an upstream, such as /openai/v1"
+            )
         if len(self._in_flight) > self._limits.max_calls:
             raise RefusedError(503, "too_many_calls", "the proxy has as many calls in flight as it takes")
         if _DOTS.search(path):

@@ -21,6 +21,7 @@ __all__ = [
     "EARLIEST",
     "check_usage",
     "is_ahead",
+    "known_total",
     "states_no_count",
     "total_tokens",
     "usage_error",
@@ -216,6 +217,13 @@ def states_no_count(record: UsageRecord) -> bool:
 def total_tokens(record: UsageRecord) -> int:
     """input_tokens + output_tokens, where one that is not stated adds nothing."""
     return (record.input_tokens or 0) + (record.output_tokens or 0)
+
+
+def known_total(record: UsageRecord) -> int | None:
+    """What a record's total_tokens are; None where it states neither input_tokens nor output_tokens."""
+    if record.input_tokens is None and record.output_tokens is None:
+        return None
+    return total_tokens(record)
 
 
 def usage_error(record: UsageRecord) -> ValidationError:

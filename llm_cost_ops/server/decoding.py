@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from llm_cost_ops._gen.codecs import USAGE_RECORD
-from llm_cost_ops._gen.messages import BatchReceipt, BatchSubmitUsageResponse, UsageRecord
+from llm_cost_ops._gen.messages import BatchReceipt, UsageRecord
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, GET_ANALYTICS, GET_COST_SUMMARY
 from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.method import MessageCodec, MethodDescriptor
@@ -30,19 +30,17 @@ from llm_cost_ops.wire.varint import read_varint, varint
 __all__ = [
     "BATCHES",
     "INLINE_BYTES",
-    "UNBOUNDED_ANSWERS",
     "Batch",
     "decode_json",
     "decode_protobuf",
-    "is_short",
+    "is_long_answer",
     "key_of",
     "max_bytes_of",
     "too_many_bytes",
     "violation_of",
 ]
 
-UNBOUNDED_ANSWERS = frozenset({BATCH_SUBMIT_USAGE.path, GET_COST_SUMMARY.path, GET_ANALYTICS.path})
-"""The methods whose answers may hold thousands of messages, so that to encode one takes long."""
+_UNBOUNDED_ANSWERS = frozenset({GET_COST_SUMMARY.path, GET_ANALYTICS.path})
 
 # Decoding so many bytes may be left to the event loop: it takes a few milliseconds at the worst.
 INLINE_BYTES = 16 * 1024
@@ -128,12 +126,14 @@ async def decode_json(
     return await runtime.offload(partial(codec.decode_json, unique=True), data)
 
 
-def is_short(response: object, most: int) -> bool:
-    """Whether it answers a batch of few records that were all received: errors take far longer."""
-    if not isinstance(response, BatchSubmitUsageResponse):
-        return False
-    receipt = response.data or BatchReceipt()
-    return receipt.created + receipt.duplicates == len(receipt.results) <= most
+def is_long_answer(method: MethodDescriptor[Any, Any], response: Any, max_receipts: int) -> bool:
+    """Whether an answer may take long to encode: thousands of groups, or results of a batch that are more
+    than `max_receipts`, or no receipts: what is wrong with a record takes up to a hundred times as long.
+    """
+    if method.path == BATCH_SUBMIT_USAGE.path:
+        receipt = response.data or BatchReceipt()
+        return not receipt.created + receipt.duplicates == len(receipt.results) <= max_receipts
+    return method.path in _UNBOUNDED_ANSWERS
 
 
 def _too_many(batch: Batch) -> DecodeError:

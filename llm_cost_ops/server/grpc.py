@@ -35,9 +35,8 @@ from llm_cost_ops.server.app import (
 )
 from llm_cost_ops.server.calls import CallObserver, Traffic
 from llm_cost_ops.server.decoding import (
-    UNBOUNDED_ANSWERS,
     decode_protobuf,
-    is_short,
+    is_long_answer,
     key_of,
     max_bytes_of,
     too_many_bytes,
@@ -65,8 +64,7 @@ _log = logging.getLogger("llm_cost_ops.server")
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _MAX_MESSAGE = 1000
 _COMPRESSED_FROM = 1024
-
-# To encode them takes a millisecond, of which another thread takes a tenth only to begin.
+# As protobuf they take a millisecond.
 _MAX_INLINE_RECEIPTS = 512
 
 # A call that was accepted has begun within so many seconds.
@@ -266,7 +264,7 @@ class _Method:
         async def answer(context: CallContext) -> bytes:
             async with self._in_time(context):
                 response = await self._handler.unary_unary(await self._request(data), context)
-                if self._method.path in UNBOUNDED_ANSWERS and not is_short(response, _MAX_INLINE_RECEIPTS):
+                if is_long_answer(self._method, response, _MAX_INLINE_RECEIPTS):
                     encoded = await self._runtime.offload(self._method.response.encode, response)
                 else:
                     encoded = self._method.response.encode(response)

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from llm_cost_ops._gen.messages import BatchReceipt, BatchSubmitUsageResponse
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.ids import uuid7
@@ -20,8 +19,8 @@ from llm_cost_ops.server.admission import Admission
 from llm_cost_ops.server.calls import CallObserver, Receive, Scope, Send, Traffic, watched
 from llm_cost_ops.server.decoding import (
     BATCHES,
-    UNBOUNDED_ANSWERS,
     decode_json,
+    is_long_answer,
     key_of,
     max_bytes_of,
     violation_of,
@@ -55,8 +54,7 @@ __all__ = ["AsgiApp", "Pages", "Route"]
 
 _log = logging.getLogger("llm_cost_ops.server")
 
-# As JSON they take 0.3 ms, of which another thread takes a quarter only to begin. (What is wrong with a
-# record takes up to a hundred times as long as a receipt.)
+# As JSON they take 0.3 ms, of which another thread takes a quarter only to begin.
 MAX_INLINE_RECEIPTS = 1000
 
 Answer = tuple[int, list[tuple[str, str]], bytes]
@@ -394,7 +392,7 @@ class AsgiApp:
         return status, metadata_headers(context.response_metadata), await self._encoded(binding, response)
 
     async def _encoded(self, binding: Binding, response: object) -> bytes:
-        if binding.method.path in UNBOUNDED_ANSWERS and not _is_short(response):
+        if is_long_answer(binding.method, response, MAX_INLINE_RECEIPTS):
             return await self._runtime.offload(binding.encode_response, response)
         return binding.encode_response(response)
 
@@ -419,14 +417,6 @@ class AsgiApp:
             status, headers, _ = _error(error, request.id)
             shown = kind if kind in route.kinds else "application/json"
             return status, [*headers, ("content-type", shown)], route.error(kind, error)
-
-
-def _is_short(response: object) -> bool:
-    """Whether it is the answer to a batch of at most MAX_INLINE_RECEIPTS records that were all received."""
-    if not isinstance(response, BatchSubmitUsageResponse):
-        return False
-    receipt = response.data or BatchReceipt()
-    return receipt.created + receipt.duplicates == len(receipt.results) <= MAX_INLINE_RECEIPTS
 
 
 def _other_verb(request: _Request, allowed: list[str]) -> Answer:

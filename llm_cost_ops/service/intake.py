@@ -30,7 +30,7 @@ from llm_cost_ops.rules.batches import refused
 from llm_cost_ops.rules.limits import MAX_RECORD_COST
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.requests import check_record, keeps_unknown
-from llm_cost_ops.rules.usage import CLOCK_SKEW, total_tokens
+from llm_cost_ops.rules.usage import CLOCK_SKEW, known_total
 from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
 
 __all__ = [
@@ -85,16 +85,27 @@ def as_kept(sent: UsageRecord, provider: str = "") -> UsageRecord:
     canonical = provider or canonical_provider(kept.provider)
     if kept.provider != canonical:
         kept.provider = canonical
-    if kept.input_tokens is None and kept.output_tokens is None:
-        kept.total_tokens = None
-        if not kept.meters:
-            kept.quality = UsageQuality.UNKNOWN
-    else:
-        kept.total_tokens = total_tokens(kept)
+    kept.total_tokens = known_total(kept)
+    if kept.total_tokens is None and not kept.meters:
+        kept.quality = UsageQuality.UNKNOWN
     moment = kept.timestamp
     if moment is not None and moment.tzinfo is not UTC:
         kept.timestamp = in_utc(moment)
     return kept
+
+
+def _is_as_kept(sent: UsageRecord, provider: str) -> bool:
+    """Whether a checked record is in the form of an Entry already, but for its total; mostly it is."""
+    moment = sent.timestamp
+    return (
+        (sent.input_tokens is not None or sent.output_tokens is not None)
+        and sent.provider == provider
+        and (moment is None or moment.tzinfo is UTC)
+        and not (sent.id or sent.idempotency_key or sent.currency)
+        and sent.ingested_at is None
+        and sent.estimated_cost is None
+        and sent.cost_status is _NO_STATUS
+    )
 
 
 def check_record_cost(units: int | None, currency: str) -> None:
@@ -203,12 +214,15 @@ class Intake:
             record.speed,
         )
         kind = self._kinds.get(key) or self._new_kind(key, record)
-        kept = as_kept(record, kind.provider)
+        own: str | int = record.idempotency_key
+        if own:
+            record = replace(record)
+            record.idempotency_key = ""
+        kept = record if _is_as_kept(record, kind.provider) else as_kept(record, kind.provider)
         units, by = self._price(kind.plan, kept, kept.timestamp or now)
         if units is not None and units > MAX_UNITS:
             check_record_cost(units, by.currency)
         number = self._first + place
-        own: str | int = record.idempotency_key
         if self._call_key and (not own or own == f"{self._call_key}:{number}"):
             # As every client numbers them that sends keys: ids are made faster of numbers.
             own = number

@@ -296,12 +296,12 @@ def check_entries(
     return _counted(value, name, violations, max_items, required)
 
 
-def plain_texts(value: object, max_items: int, max_length: int) -> bool:
-    """Whether a look at all texts of a map together shows no fault; False where there may be one."""
-    if type(value) is not dict or len(value) > max_items:
+def plain_texts(value: Any, kind: type[Any], max_items: int, max_length: int) -> bool:
+    """Whether a look at all texts of a list or map together shows no fault; False where there may be one."""
+    if type(value) is not kind or len(value) > max_items:
         return False
     try:
-        joined = "".join([*value, *value.values()])
+        joined = "".join([*value, *value.values()] if kind is dict else value)
     except TypeError:
         return False
     return len(joined) <= max_length and joined.isprintable()

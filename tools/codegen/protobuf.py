@@ -268,10 +268,10 @@ def _write_part(type_: Type, number: int, value: str, into: str) -> str:
 def _read_in_line(message: Message, fields: list[Field]) -> str:
     text, width = "", 1
     for field in fields:
-        for further in range(width, len(_tag(field.number, 0))):
-            text += _widen(further)
-            width = further + 1
-        text += _read_field(message, field, width, _next(width))
+        narrower, width = width, len(_tag(field.number, 0))
+        text += "".join(map(_widen, range(narrower, width))) + _read_field(
+            message, field, width, _next(width)
+        )
     return text
 
 

@@ -161,8 +161,6 @@ def _many(field: Field, v: str) -> str:
     arguments += ["required=True"] * rules.required
     if field.key is not None:
         at, kind, check = f"entry({name}, k)", "dict", "check_entries"
-        if type_.scalar == field.key.scalar == "string" and None not in (rules.max_items, rules.max_length):
-            check = f"not plain_texts({v}, {rules.max_items}, {rules.max_length}) and check_entries"
         each = _when(*_check(field.key, Rules(max_length=rules.max_length), at, "k"))
         each = f"for k, e in {v}.items():\n" + indented(each + _when(*_check(type_, rules, at, "e")))
     else:
@@ -173,5 +171,8 @@ def _many(field: Field, v: str) -> str:
             each = f"check_messages({v}, {name}, violations, {cls}, {validate})\n"
         elif type_.kind == "value":
             each = "pass\n"
+    texts = not rules.required and {type_.scalar, (field.key or type_).scalar} == {"string"}
+    if texts and None not in (rules.max_items, rules.max_length):
+        check = f"not plain_texts({v}, {kind}, {rules.max_items}, {rules.max_length}) and {check}"
     some = "" if rules.required else f"({v} or type({v}) is not {kind}) and "
     return _when(f"{some}{check}({', '.join(arguments)})", each)

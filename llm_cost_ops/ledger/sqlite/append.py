@@ -29,8 +29,8 @@ from llm_cost_ops.ledger.sqlite.rows import (
     Ids,
     Row,
     SeriesKey,
+    own_columns,
     prepare,
-    row_of,
     series_key_of,
     units_of,
 )
@@ -41,8 +41,9 @@ from llm_cost_ops.rules.times import QUARTER
 
 __all__ = ["AppendOne", "Interner", "SqliteBatch"]
 
-_COLUMNS = 18
-_MARKS = ", ".join("?" * _COLUMNS)
+# Those of a Row.
+_COLUMNS = 17
+_MARKS = f"NULL{', ?' * _COLUMNS}"
 # Where the organization has a record with the id already, the index refuses the row.
 _INSERT = f"INSERT INTO usage VALUES ({_MARKS})"
 # A statement of many rows takes three quarters of the time of as many statements. Where one is refused, none
@@ -149,20 +150,20 @@ class AppendOne:
     Its answer is None when the cards are of another `revision`, where one is given.
     """
 
-    __slots__ = ("_entry", "_made", "_revision", "_row", "_series_key", "is_statement")
+    __slots__ = ("_columns", "_entry", "_ids", "_made", "_revision", "_series_key", "is_statement")
 
     def __init__(self, entry: Entry, revision: int | None, interner: Interner) -> None:
         self._entry = entry
         self._revision = revision
-        self._series_key, self._row, self._made = prepare(entry, interner.known)
-        self.is_statement = self._row[1] != 0
+        self._series_key, self._columns, self._made = prepare(entry)
+        self._ids = interner.known(self._series_key)
+        self.is_statement = self._ids is not None
         """Whether this is a single statement, since series and pricing are known."""
 
     def __call__(self, cursor: sqlite3.Cursor, interner: Interner) -> list[Appended] | None:
         """Append the entry."""
-        row = self._row
-        if not self.is_statement:
-            row = (None, *interner.ids(cursor, self._series_key), *row[4:])
+        ids = self._ids or interner.ids(cursor, self._series_key)
+        row = (*ids, *self._columns)
         try:
             appended = self._insert(cursor, row)
         except sqlite3.IntegrityError as error:
@@ -262,10 +263,11 @@ class SqliteBatch:
             shared = self._shared_by(series_key_of(record, by))
             if alike is not None:
                 alike[by] = shared
-        row = row_of(record, shared.ids or NO_IDS, stored_id, stored_key, self._ingested, units, by)
-        self._values += row
+        columns = own_columns(record, stored_id, stored_key, self._ingested, units, by)
+        self._values += shared.ids or NO_IDS
+        self._values += columns
         self._shared_of.append(shared)
-        _, _, _, _, _, _, _, ts, requests, read, written, cached, _, _, _, _, _, _ = row
+        _, _, _, ts, requests, read, written, cached, _, _, _, _, _, _ = columns
         amounts = shared.sums.get(ts // QUARTER)
         if amounts is None:
             amounts = shared.sums[ts // QUARTER] = [0] * 7
@@ -301,7 +303,7 @@ class SqliteBatch:
         ids = {each: each.ids or interner.ids(cursor, each.series_key) for each in self._shared.values()}
         if not all(each.ids for each in ids):
             for at, each in enumerate(self._shared_of):
-                self._values[at * _COLUMNS + 1 : at * _COLUMNS + 4] = ids[each]
+                self._values[at * _COLUMNS : at * _COLUMNS + 3] = ids[each]
         last = _last(cursor)
         done = self._insert_rows(cursor, last)
         if done == len(self):
@@ -344,9 +346,9 @@ class SqliteBatch:
 
     def _entry(self, at: int, row: Row) -> Entry:
         """The entry that a row was made of."""
-        key = "" if row[5] is None else as_text(row[5])
+        key = "" if row[4] is None else as_text(row[4])
         by: Pricing = self._shared_of[at].series_key[8]
-        return Entry(decode_usage(row[-1]), key, from_micros(row[6]), units_of(row[12], row[13]), by)
+        return Entry(decode_usage(row[-1]), key, from_micros(row[5]), units_of(row[11], row[12]), by)
 
 
 def _last(cursor: sqlite3.Cursor) -> int:
@@ -402,13 +404,13 @@ def _look(
     """
     attempt = 0
     while True:
-        found = cursor.execute(_FIND, (row[1], row[4])).fetchone()
+        found = cursor.execute(_FIND, (row[0], row[3])).fetchone()
         if found is None:
             with suppress(sqlite3.IntegrityError):  # another process may take the id in between
-                return _created(as_text(row[4]), entry) if insert(cursor, row) else None
+                return _created(as_text(row[3]), entry) if insert(cursor, row) else None
         elif found[4] is None:
-            return removed_duplicate(as_text(row[4]), entry.ingested_at)
-        elif found[0] is not None and found[0] == row[5]:
+            return removed_duplicate(as_text(row[3]), entry.ingested_at)
+        elif found[0] is not None and found[0] == row[4]:
             kept = decode_usage(found[1])
             number, sent = found[8], entry.record
             if found[9]:
@@ -421,7 +423,7 @@ def _look(
                 return None
             supersede = Revision(
                 organization_id=entry.record.organization_id,
-                usage_id=as_text(row[4]),
+                usage_id=as_text(row[3]),
                 after=number,
                 kind=RevisionKind.SUPERSEDED,
                 record=superseding(sent, kept),
@@ -435,7 +437,7 @@ def _look(
             return _created(supersede.usage_id, entry)
         else:
             attempt += 1
-            row = (*row[:4], usage_id(entry.record.organization_id, entry.key, attempt)[1], *row[5:])
+            row = (*row[:3], usage_id(entry.record.organization_id, entry.key, attempt)[1], *row[4:])
 
 
 def _created(usage_id: str, entry: Entry) -> Appended:
@@ -446,10 +448,10 @@ def _created(usage_id: str, entry: Entry) -> Appended:
 def _first(row: Row, sent: UsageRecord, kept: UsageRecord, found: tuple[Any, ...]) -> Appended:
     """The answer that the first entry with the key was given, which `kept` is."""
     _, data, micros, picos, currency, cost_status, ingested, first_ts, *_ = found
-    same = row[-1] == data or is_duplicate(sent, kept, from_micros(row[7]), from_micros(first_ts))
+    same = row[-1] == data or is_duplicate(sent, kept, from_micros(row[6]), from_micros(first_ts))
     return Appended(
         SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT,
-        as_text(row[4]),
+        as_text(row[3]),
         units_of(micros, picos),
         currency,
         CostStatus(cost_status),

@@ -13,7 +13,15 @@ from typing import NamedTuple
 
 from llm_cost_ops._gen.messages import RevisionKind
 from llm_cost_ops.ledger.encoding import as_key, decode_usage, to_micros
-from llm_cost_ops.ledger.sqlite.rows import Ids, SeriesKey, columns_of, prepare, series_key_of, units_of
+from llm_cost_ops.ledger.sqlite.rows import (
+    Columns,
+    Ids,
+    SeriesKey,
+    columns_of,
+    prepare,
+    series_key_of,
+    units_of,
+)
 from llm_cost_ops.ledger.sqlite.sums import Place, add, fold, newest, places
 from llm_cost_ops.ledger.types import Entry, Revision
 
@@ -66,9 +74,9 @@ class NewRevision(NamedTuple):
     content: tuple[object, ...] | None = None
 
 
-def _changed_to(series: int, row: Sequence[object], units: int | None) -> tuple[Counted, tuple[object, ...]]:
-    """What a row counts as, and its `content`, once its record is the one that `row` was prepared of."""
-    _, _, _, _, _, _, _, _, *counts, _, _, user, tags, labels, record = row
+def _changed_to(series: int, columns: Columns, units: int | None) -> tuple[Counted, tuple[object, ...]]:
+    """What a row counts as, and its `content`, once its record is the one that `columns` are of."""
+    _, _, _, _, *counts, _, _, user, tags, labels, record = columns
     return Counted._make((series, user or "", *counts, units)), (tags, labels, record)
 
 
@@ -93,9 +101,9 @@ def revise(
         _, series, pricing = ids(cursor, series_key_of(decode_usage(data), by))
         after = before._replace(series=series, units=revision.units)
     else:
-        series_key, changed, _ = prepare(Entry(record, "", revision.made_at, revision.units, by))
+        series_key, columns, _ = prepare(Entry(record, "", revision.made_at, revision.units, by))
         _, series, pricing = ids(cursor, series_key)
-        after, content = _changed_to(series, changed, revision.units)
+        after, content = _changed_to(series, columns, revision.units)
     new = NewRevision(
         seq=seq,
         ts=ts,

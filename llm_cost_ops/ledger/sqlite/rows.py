@@ -5,7 +5,6 @@ A row holds the record as the caller sent it, and beside it what the service add
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -29,13 +28,14 @@ from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
 __all__ = [
     "NO_IDS",
     "RECORD_COLUMNS",
+    "Columns",
     "Ids",
     "Row",
     "SeriesKey",
     "columns_of",
     "decode_record",
+    "own_columns",
     "prepare",
-    "row_of",
     "series_key_of",
     "units_of",
 ]
@@ -49,8 +49,11 @@ Ids = tuple[int, int, int]
 NO_IDS = (0, 0, 0)
 """In the place of Ids that are not known yet."""
 
+Columns = tuple[Any, ...]
+"""The columns of usage from `id` on."""
+
 Row = tuple[Any, ...]
-"""The columns of usage."""
+"""Ids and Columns: all columns of usage but `seq`, which the database numbers."""
 
 RECORD_COLUMNS = "u.id, u.key, u.ingested, u.ts, u.record"
 """Of `usage u`, what `decode_record` needs first."""
@@ -74,31 +77,24 @@ def series_key_of(record: UsageRecord, by: Pricing) -> SeriesKey:
     )
 
 
-def prepare(
-    entry: Entry, known: Callable[[SeriesKey], Ids | None] = lambda _: None
-) -> tuple[SeriesKey, Row, str]:
-    """What the transaction needs of an entry: its series key, its row, and its id as text.
-
-    The row has NO_IDS where they are not `known`.
-    """
+def prepare(entry: Entry) -> tuple[SeriesKey, Columns, str]:
+    """What the transaction needs of an entry: its series key, its own columns, and its id as text."""
     record, by = entry.record, entry.by
-    series_key = series_key_of(record, by)
     made, stored_id, stored_key = usage_id(record.organization_id, entry.key)
-    ids = known(series_key) or NO_IDS
     taken = to_micros(entry.ingested_at)
-    return series_key, row_of(record, ids, stored_id, stored_key, taken, entry.units, by), made
+    columns = own_columns(record, stored_id, stored_key, taken, entry.units, by)
+    return series_key_of(record, by), columns, made
 
 
-def row_of(
+def own_columns(
     record: UsageRecord,
-    ids: Ids,
     stored_id: bytes,
     stored_key: str | bytes | None,
     ingested: int,
     units: int | None,
     by: Pricing,
-) -> Row:
-    """The row of what is in an Entry, its number left open; `ingested` is in microseconds since 1970."""
+) -> Columns:
+    """The columns that an entry has for itself; `ingested` is in microseconds since 1970."""
     read, written = record.input_tokens or 0, record.output_tokens or 0
     if read > MAX_COUNT or written > MAX_COUNT:
         check_counts(record)
@@ -109,9 +105,10 @@ def row_of(
             check_cost(units, by.currency)
         micros, picos = divmod(units, _PICOS)
     moment, tags, labels = record.timestamp, record.tags, record.labels
+    if tags and len(tags) != len(set(tags)):
+        # A tag counts a record once, however often it has it.
+        tags = list(dict.fromkeys(tags))
     return (
-        None,
-        *ids,
         stored_id,
         stored_key,
         ingested,
@@ -123,8 +120,7 @@ def row_of(
         micros,
         picos,
         record.user_id or None,
-        # A tag counts a record once, however often it has it.
-        _encode_json(tags if len(tags) == 1 else list(dict.fromkeys(tags))).decode() if tags else None,
+        _encode_json(tags).decode() if tags else None,
         _encode_json(labels).decode() if labels else None,
         encode_usage(record),
     )

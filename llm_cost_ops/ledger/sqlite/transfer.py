@@ -215,5 +215,5 @@ class SqliteTransfer:
 def _prepared(moved: Sequence[Moved]) -> Iterator[tuple[SeriesKey, tuple[Any, ...]]]:
     """What the rows are made of: the series keys, and the columns from `id` on, the ids as they were."""
     for each in moved:
-        series_key, (_, _, _, _, _, *columns), _ = prepare(each.entry)
+        series_key, (_, *columns), _ = prepare(each.entry)
         yield series_key, (bytes.fromhex(each.usage_id.replace("-", "")), *columns)

@@ -42,6 +42,18 @@ def test_quickstart_counts_the_examples_once(tmp_path: Path, capsys: pytest.Capt
         )
 
 
+def test_quickstart_shows_a_last_call_of_unknown_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "calls.jsonl"
+    file.write_text(
+        '{"organization_id": "a", "provider": "openai", "model_id": "gpt-4o", "output_tokens": 1200}'
+    )
+    assert main(["quickstart", str(file), "--db", str(tmp_path / "q.db")]) == 0
+    shown = capsys.readouterr().out
+    assert "The last call: openai gpt-4o, ? tokens in (0 cached), 1,200 out: 0.012 USD.\n" in shown
+
+
 def test_quickstart_without_its_examples_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

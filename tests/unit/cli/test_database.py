@@ -185,8 +185,8 @@ def test_what_can_not_be_backed_up(tmp_path: Path, capsys: pytest.CaptureFixture
     for arguments, told in (
         (["backup", tmp_path / "missing.db", tmp_path / "b.db"], "there is no database"),
         (["backup", path, path], "is there already, and is not replaced"),
+        (["backup", path, tmp_path / "none" / "b.db"], f"there is no folder {tmp_path / 'none'}\n"),
         (["backup", tmp_path / "notes.txt", tmp_path / "b.db"], "not a SQLite database"),
-        (["backup", path, tmp_path / "missing" / "b.db"], "No such file"),
         (["check", tmp_path / "missing.db"], "there is no database"),
     ):
         assert main(["db", *map(str, arguments)]) in (1, 2)

@@ -146,6 +146,21 @@ def test_jsonl_of_records_responses_and_envelopes(tmp_path: Path, capsys: pytest
         assert found.total_cost == 1000 * INPUT + 2 * (1000 * INPUT + 500 * OUTPUT)
 
 
+@pytest.mark.parametrize("command", [["import"], ["quickstart"]])
+def test_what_names_no_organization_is_that_of_the_environment(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, db = tmp_path / "calls.jsonl", str(tmp_path / "costs.db")
+    call = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 1000, "output_tokens": 500}
+    calls = [{**call, "organization_id": "named"}, call]
+    file.write_text("".join(json.dumps(each) + "\n" for each in calls), encoding="utf-8")
+    monkeypatch.setenv("LLM_COST_OPS_ORGANIZATION_ID", "acme")
+    assert main([*command, str(file), "--db", db]) == 0
+    with CostOpsClient(base_url=f"sqlite:///{db}") as client:
+        groups = client.costs.get(group_by="organization").breakdown
+    assert {group.value: group.requests for group in groups} == {"acme": 1, "named": 1}
+
+
 def test_set_reaches_every_kind_of_line(tmp_path: Path) -> None:
     path = tmp_path / "usage.jsonl"
     path.write_text(

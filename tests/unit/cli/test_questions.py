@@ -89,10 +89,14 @@ def test_jsonl_is_imported_again(database: Path, tmp_path: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out) == copied
 
 
-def test_an_export_that_fails_leaves_the_file_as_it_was(database: Path, tmp_path: Path) -> None:
+def test_an_export_that_fails_leaves_the_file_as_it_was(
+    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = tmp_path / "usage.csv"
     target.write_text("what was there")
     assert run("export", "--db", database, "--output", target, "--status", "cheap") == 2
+    assert run("export", "--db", database, "--output", tmp_path / "none" / "x.csv") == 2
+    assert f"there is no folder {tmp_path / 'none'}\n" in capsys.readouterr().err
     assert target.read_text() == "what was there"
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".db"]
     assert run("export", "--db", database, "--output", tmp_path / "missing" / "usage.csv") == 2
@@ -181,8 +185,11 @@ def test_prices_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
     assert run("prices", "show", "openai", "gpt-4o") == 0
     assert capsys.readouterr().out == shown
     assert run("prices", "list", "no", "such", "model") == 1
-    assert "No model" in capsys.readouterr().out
+    assert "No model of the catalog has such a name.\n" in capsys.readouterr().out
+    assert run("prices", "list", "gpt4o") == 1
+    assert "such a name; did you mean openai/gpt-4o, " in capsys.readouterr().out
     assert run("prices", "show", "openai/gpt-4oo") == 2
+    assert "has no model 'openai/gpt-4oo'; did you mean openai/gpt-4o, " in capsys.readouterr().err
     assert run("prices", "show", "gpt-4o") == 2
     meant = capsys.readouterr().err.partition("did you mean ")[2]
     assert "openai/gpt-4o" in meant.rstrip("?\n").split(", "), "many providers sell a model of that name"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -265,6 +266,7 @@ def test_a_record_is_shown_with_its_receipt(database: Path, capsys: pytest.Captu
         "it is the same",
     ):
         assert text in shown
+    assert re.search(r"^ingested_at +\S+Z$", shown, re.MULTILINE), "times are all in one form"
     assert run("usage", "show", record.id, *place, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert Decimal(answer["cost"]["total_cost"]) == total
@@ -302,7 +304,9 @@ def test_a_price_of_ones_own_prices_what_comes_and_what_is_priced_again(
     )
     dates = ("--from", "2026-01-01", "--organization", "acme")
     assert run("prices", "add", "openai", "unheard-of", *options, *dates, "--db", database) == 0
-    assert "PAGES" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith("openai/unheard-of, card ")
+    assert "PAGES" in shown
     call = ("openai", "unheard-of", "--organization", "acme", "--db", database, "--json")
     used = ("--input", 1_000_000, "--cached", 500_000, "--output", 100_000, "--meter", "PAGES=5")
     assert run("estimate", *call, *used) == 0

@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
+from llm_cost_ops.dashboard import app
+from llm_cost_ops.dashboard.records import RECORD_PATH
 from llm_cost_ops.dashboard.sessions import COOKIE, SESSION_SECONDS
 from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.rpc.runtime import drive
@@ -35,6 +37,11 @@ def ledger() -> Iterator[Ledger]:
     made = filled()
     yield made
     drive(made.aclose())
+
+
+def test_every_page_that_is_read_is_tried_here() -> None:
+    read = {path for verb, path in app._PAGES if verb == "GET"}
+    assert {path for path in read if path not in PAGES} == {RECORD_PATH}
 
 
 @pytest.mark.parametrize("address", PAGES)

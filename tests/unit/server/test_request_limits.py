@@ -24,8 +24,9 @@ from llm_cost_ops._gen.messages import (
     BatchSubmitUsageResponse,
     GetCostSummaryResponse,
     SubmitResult,
+    SubmitUsageResponse,
 )
-from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, STREAM_USAGE
+from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, GET_COST_SUMMARY, STREAM_USAGE, SUBMIT_USAGE
 from llm_cost_ops.server import decoding
 from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.fields import walk
@@ -350,30 +351,22 @@ def test_items_are_where_a_walk_through_all_fields_finds_them(parts, end):
         assert decoding._protobuf_items(BATCH_FIELD, sent, 10_000)[0] == expected
 
 
-def received(results, **counts):
-    return BatchSubmitUsageResponse(data=BatchReceipt(results=[SubmitResult()] * results, **counts))
-
-
 @pytest.mark.parametrize(
-    ("response", "short"),
-    [
-        (
-            BatchSubmitUsageResponse(
-                data=BatchReceipt(results=[SubmitResult()] * 5, created=3, duplicates=2)
-            ),
-            True,
-        ),
-        (received(6, created=6), False),
-        (
-            BatchSubmitUsageResponse(data=BatchReceipt(results=[SubmitResult()] * 5, created=4, invalid=1)),
-            False,
-        ),
-        (BatchSubmitUsageResponse(), True),
-        (GetCostSummaryResponse(), False),
-    ],
+    ("created", "duplicates", "invalid", "long"),
+    [(0, 0, 0, False), (511, 1, 0, False), (513, 0, 0, True), (511, 0, 1, True)],
 )
-def test_only_a_few_receipts_are_encoded_in_the_loop(response, short):
-    assert decoding.is_short(response, 5) is short
+def test_only_an_answer_of_many_receipts_or_an_error_is_encoded_outside_the_loop(
+    created, duplicates, invalid, long
+):
+    results = [SubmitResult()] * (created + duplicates + invalid)
+    receipt = BatchReceipt(results=results, created=created, duplicates=duplicates, invalid=invalid)
+    answer = BatchSubmitUsageResponse(data=receipt)
+    assert decoding.is_long_answer(BATCH_SUBMIT_USAGE, answer, 512) is long
+
+
+def test_the_answers_that_may_be_long_are_encoded_outside_the_loop():
+    assert decoding.is_long_answer(GET_COST_SUMMARY, GetCostSummaryResponse(), 512)
+    assert not decoding.is_long_answer(SUBMIT_USAGE, SubmitUsageResponse(), 512)
 
 
 @given(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops._gen.messages import CostStatus, SubmitStatus, UsageRecord
@@ -19,8 +20,8 @@ CREATED, DUPLICATE, INVALID = SubmitStatus.CREATED, SubmitStatus.DUPLICATE, Subm
 
 def record(n: int, **fields: Any) -> UsageRecord:
     given: dict[str, Any] = {"model_id": "gpt-4o", "input_tokens": n, "output_tokens": 0, **fields}
-    moment = NOW - timedelta(seconds=n)
-    return UsageRecord(organization_id="acme", provider="OpenAI", timestamp=moment, **given)
+    given = {"provider": "OpenAI", "timestamp": NOW - timedelta(seconds=n), **given}
+    return UsageRecord(organization_id="acme", **given)
 
 
 # Texts that a header could carry, and those that none could.
@@ -89,3 +90,54 @@ def test_what_only_the_service_may_say_is_dropped_and_the_rest_kept() -> None:
     assert done.created == 2
     assert (found[7].currency, found[7].id) != ("EUR", "x")
     assert (found[8].user_id, found[8].tags, found[8].labels) == ("u", ["a", "a"], {"k": "v"})
+
+
+# In all the forms that a service takes; of most of them a copy is made, of the first none.
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {"provider": "openai"},
+    "alias": {"provider": "OpenAI"},
+    "its total": {"total_tokens": 7},
+    "one count": {"output_tokens": None},
+    "no counts": {"input_tokens": None, "output_tokens": None},
+    "no counts, their total": {"input_tokens": None, "output_tokens": None, "total_tokens": 0},
+    "meters": {"input_tokens": None, "output_tokens": None, "meters": {"web_searches": 2}},
+    "without a zone": {"timestamp": NOW.replace(tzinfo=None)},
+    "another zone": {"timestamp": NOW.astimezone(timezone(timedelta(hours=5, minutes=30)))},
+    "forged": {"id": "x", "currency": "EUR", "estimated_cost": Decimal(9), "ingested_at": NOW},
+    "forged status": {"cost_status": CostStatus.PRICED},
+}
+
+
+def test_a_record_is_kept_the_same_alone_and_in_a_batch() -> None:
+    forms = [
+        record(7, **{"idempotency_key": f"key-{n}", "session_id": name, "provider": "openai", **fields})
+        for n, (name, fields) in enumerate(FORMS.items())
+    ]
+    sent = deepcopy(forms)
+    with CostOpsClient(base_url="sqlite://") as single, CostOpsClient(base_url="sqlite://") as batched:
+        for each in forms:
+            single.usage.submit(each)
+        assert batched.usage.submit_batch(forms).created == len(forms)
+        assert forms == sent
+        kept = [
+            {found.session_id: replace(found, ingested_at=None) for found in client.usage.get_history()}
+            for client in (single, batched)
+        ]
+        assert kept[0] == kept[1]
+        assert {name: found.total_tokens for name, found in kept[0].items()} == {
+            name: None if fields.get("input_tokens", 7) is None else 7 for name, fields in FORMS.items()
+        }
+        assert single.usage.submit_batch(forms).duplicates == len(forms)
+        for each in forms:
+            assert batched.usage.submit(each).duplicate
+
+
+def test_what_becomes_of_records_after_a_batch_changes_nothing_that_is_kept() -> None:
+    sent = record(7, provider="openai", tags=["a"], labels={"k": "v"})
+    with CostOpsClient(base_url="sqlite://") as client:
+        client.usage.submit_batch([sent])
+        sent.user_id, sent.input_tokens = "somebody", 8
+        sent.tags.append("b")
+        sent.labels["k"] = "w"
+        [found] = client.usage.get_history()
+    assert (found.user_id, found.input_tokens, found.tags, found.labels) == ("", 7, ["a"], {"k": "v"})

@@ -44,8 +44,26 @@ def test_a_map_that_is_looked_at_as_a_whole_has_the_faults_of_its_texts(labels: 
     assert found(labels=labels) == expected
 
 
+@given(st.lists(TEXTS, max_size=70))
+def test_a_list_that_is_looked_at_as_a_whole_has_the_faults_of_its_texts(tags: Any) -> None:
+    expected: list[Violation] = []
+    if len(tags) > 64:
+        expected.append(Violation("tags", f"must have at most 64 items, not {len(tags)}"))
+    else:
+        for at, tag in enumerate(tags):
+            check_text(tag, f"tags[{at}]", expected, 255)
+    assert found(tags=tags) == expected
+
+
 def test_many_short_texts_are_no_fault_though_together_they_are_longer_than_one_may_be() -> None:
     assert found(labels={f"key-{n:02}": "v" * 200 for n in range(64)}) == []
+    assert found(tags=["v" * 200] * 64) == []
+
+
+def test_texts_in_another_container_are_a_fault() -> None:
+    assert [field for field, _ in found(tags={"a": "b"})] == ["tags"]
+    assert [field for field, _ in found(tags=("a",))] == ["tags"]
+    assert [field for field, _ in found(labels=["a", "b"])] == ["labels"]
 
 
 def test_an_unset_enum_is_none_but_the_member_itself() -> None:
