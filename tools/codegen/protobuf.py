@@ -268,10 +268,10 @@ def _write_part(type_: Type, number: int, value: str, into: str) -> str:
 def _read_in_line(message: Message, fields: list[Field]) -> str:
     text, width = "", 1
     for field in fields:
-        for further in range(width, len(_tag(field.number, 0))):
-            text += _widen(further)
-            width = further + 1
-        text += _read_field(message, field, width, _next(width))
+        narrower, width = width, len(_tag(field.number, 0))
+        text += "".join(map(_widen, range(narrower, width))) + _read_field(
+            message, field, width, _next(width)
+        )
     return text
 
 
@@ -343,10 +343,9 @@ def _read_entry(number: int, key: Type, item: Type, width: int, in_line: bool, i
     length = _length(width, in_line)
     if key.kind == item.kind == "string":
         return f"{length}k{number}, v{number} = read_text_entry(data[s:pos])\n{into}[k{number}] = v{number}\n"
-    tags = f"{8 | key.wire_type}, {16 | item.wire_type}"
     parts = {"key": _read_part(key, "k", number), "item": _read_part(item, "v", number)}
-    holes = {"length": length, "number": number, "into": into, "tags": tags, "merged": item.is_message}
-    return fill(_READ_ENTRY, **holes, **parts)
+    holes = {"length": length, "number": number, "into": into, "merged": item.is_message}
+    return fill(_READ_ENTRY, tags=f"{8 | key.wire_type}, {16 | item.wire_type}", **holes, **parts)
 
 
 def _read_part(type_: Type, part: str, number: int) -> str:
