@@ -43,8 +43,8 @@ from tests.postgres_server import PostgresServer
 from tests.unit.ledger.making import context
 
 BATCH = 1000
-# Sent beside single submits, at most 5,000 rows a second: one fold in 0.4 seconds.
-FOLDED_BATCH, BATCHES_A_TURN = 250, 10
+# Sent beside single submits, at most 5,000 rows a second: one fold a second.
+FOLDED_BATCH, BATCHES_A_TURN = 250, 20
 START = datetime(2026, 6, 1, tzinfo=UTC)
 RECORD = {
     "organization_id": "acme",

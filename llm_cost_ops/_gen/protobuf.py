@@ -25,8 +25,8 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops.wire.decimals import from_text, plain
 from llm_cost_ops.wire.fields import (
-    DECODE_FAULTS, ENCODE_FAULTS, enum_members, enum_varint, enum_varints, keep_unknown, read_entry,
-    read_enum, read_text_entry, skip_unknown, decode_error, decoder, encode_error, read_flattened,
+    DECODE_FAULTS, ENCODE_FAULTS, decode_error, encode_error, enum_members, enum_varint, enum_varints,
+    keep_unknown, read_entry, read_enum, read_flattened, read_text_entry, skip_unknown,
 )
 from llm_cost_ops.wire.structs import read_raw_json, write_raw_json
 from llm_cost_ops.wire.timestamps import read_timestamp, write_timestamp
@@ -197,7 +197,11 @@ def encode_get_analytics_request(m: GetAnalyticsRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: GetAnalyticsRequest | None) -> GetAnalyticsRequest:
+def decode_get_analytics_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: GetAnalyticsRequest | None = None
+) -> GetAnalyticsRequest:
+    """The GetAnalyticsRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = GetAnalyticsRequest()
     kept: list[bytes] = []
     t = 0
@@ -206,7 +210,7 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                read_flattened(_read_filter, b"\x0a", data, s, pos, depth + 1, m)
+                read_flattened(decode_filter, b"\x0a", data, s, pos, depth + 1, m)
             elif t == 16:
                 n, pos = read_varint(data, pos + 1)
                 m.interval = _INTERVAL_MEMBERS.get(n) or read_enum(Interval, _INTERVAL_MEMBERS, n)
@@ -225,9 +229,6 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
         raise decode_error(error, m, _GET_ANALYTICS_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_get_analytics_request = decoder(_read_get_analytics_request)
 
 _METRIC_VALUES_NAMES: dict[int, tuple[str, str]] = {10: ("total_cost", ""), 16: ("total_tokens", ""), 24: ("total_requests", ""), 32: ("input_tokens", ""), 40: ("output_tokens", ""), 48: ("cached_tokens", ""), 56: ("unpriced_requests", ""), 66: ("average_cost_per_request", ""), 74: ("average_tokens_per_request", "")}
 _METRIC_VALUES_TAGS: frozenset[int] = frozenset([10, 16, 24, 32, 40, 48, 56, 66, 74])
@@ -287,7 +288,11 @@ def encode_metric_values(m: MetricValues) -> bytes:
     return b"".join(out)
 
 
-def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricValues | None) -> MetricValues:
+def decode_metric_values(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: MetricValues | None = None
+) -> MetricValues:
+    """The MetricValues in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = MetricValues()
     kept: list[bytes] = []
     t = 0
@@ -296,11 +301,8 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.total_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -373,22 +375,16 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 t = data[pos]
             if t == 66:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.average_cost_per_request = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.average_tokens_per_request = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -400,9 +396,6 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
         raise decode_error(error, m, _METRIC_VALUES_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_metric_values = decoder(_read_metric_values)
 
 _TIME_SERIES_POINT_NAMES: dict[int, tuple[str, str]] = {10: ("timestamp", ""), 18: ("metrics", ""), 26: ("group", "group")}
 _TIME_SERIES_POINT_TAGS: frozenset[int] = frozenset([10, 18, 26])
@@ -442,7 +435,11 @@ def encode_time_series_point(m: TimeSeriesPoint) -> bytes:
     return b"".join(out)
 
 
-def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: TimeSeriesPoint | None) -> TimeSeriesPoint:
+def decode_time_series_point(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: TimeSeriesPoint | None = None
+) -> TimeSeriesPoint:
+    """The TimeSeriesPoint in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = TimeSeriesPoint()
     kept: list[bytes] = []
     t = 0
@@ -470,7 +467,7 @@ def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: Time
                         n, s = read_more(data, s, n)
                 pos = s + n
                 if pos > end: raise IndexError
-                m.metrics = _read_metric_values(data, s, pos, depth + 1, m.metrics)
+                m.metrics = decode_metric_values(data, s, pos, depth + 1, m.metrics)
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
@@ -484,7 +481,7 @@ def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: Time
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x3(_read_group_key(data[s:pos], 0, n, depth + 1, None))
+                    x3(decode_group_key(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
@@ -495,9 +492,6 @@ def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: Time
         raise decode_error(error, m, _TIME_SERIES_POINT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_time_series_point = decoder(_read_time_series_point)
 
 _ANALYTICS_SUMMARY_NAMES: dict[int, tuple[str, str]] = {10: ("total_cost", ""), 16: ("total_tokens", ""), 24: ("total_requests", ""), 34: ("average_cost_per_request", ""), 42: ("average_tokens_per_request", ""), 48: ("unpriced_requests", ""), 58: ("currency", "")}
 _ANALYTICS_SUMMARY_TAGS: frozenset[int] = frozenset([10, 16, 24, 34, 42, 48, 58])
@@ -539,7 +533,11 @@ def encode_analytics_summary(m: AnalyticsSummary) -> bytes:
     return b"".join(out)
 
 
-def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: AnalyticsSummary | None) -> AnalyticsSummary:
+def decode_analytics_summary(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: AnalyticsSummary | None = None
+) -> AnalyticsSummary:
+    """The AnalyticsSummary in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = AnalyticsSummary()
     kept: list[bytes] = []
     t = 0
@@ -576,9 +574,6 @@ def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: Anal
         raise decode_error(error, m, _ANALYTICS_SUMMARY_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_analytics_summary = decoder(_read_analytics_summary)
 
 _ANALYTICS_NAMES: dict[int, tuple[str, str]] = {10: ("time_series", "time_series"), 18: ("summary", ""), 24: ("interval", ""), 34: ("period_start", ""), 42: ("period_end", "")}
 _ANALYTICS_TAGS: frozenset[int] = frozenset([10, 18, 24, 34, 42])
@@ -618,7 +613,11 @@ def encode_analytics(m: Analytics) -> bytes:
     return b"".join(out)
 
 
-def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | None) -> Analytics:
+def decode_analytics(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: Analytics | None = None
+) -> Analytics:
+    """The Analytics in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = Analytics()
     kept: list[bytes] = []
     t = 0
@@ -636,12 +635,12 @@ def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | 
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_time_series_point(data[s:pos], 0, n, depth + 1, None))
+                    x1(decode_time_series_point(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.summary = _read_analytics_summary(data, s, pos, depth + 1, m.summary)
+                m.summary = decode_analytics_summary(data, s, pos, depth + 1, m.summary)
             elif t == 24:
                 n, pos = read_varint(data, pos + 1)
                 m.interval = _INTERVAL_MEMBERS.get(n) or read_enum(Interval, _INTERVAL_MEMBERS, n)
@@ -657,9 +656,6 @@ def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | 
         raise decode_error(error, m, _ANALYTICS_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_analytics = decoder(_read_analytics)
 
 _GET_ANALYTICS_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _GET_ANALYTICS_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -683,7 +679,11 @@ def encode_get_analytics_response(m: GetAnalyticsResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_get_analytics_response(data: bytes, pos: int, end: int, depth: int, m: GetAnalyticsResponse | None) -> GetAnalyticsResponse:
+def decode_get_analytics_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: GetAnalyticsResponse | None = None
+) -> GetAnalyticsResponse:
+    """The GetAnalyticsResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = GetAnalyticsResponse()
     kept: list[bytes] = []
     t = 0
@@ -692,19 +692,16 @@ def _read_get_analytics_response(data: bytes, pos: int, end: int, depth: int, m:
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_analytics(data, s, pos, depth + 1, m.data)
+                m.data = decode_analytics(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _GET_ANALYTICS_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_ANALYTICS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_get_analytics_response = decoder(_read_get_analytics_response)
 
 _AUDIT_EVENT_NAMES: dict[int, tuple[str, str]] = {8: ("number", ""), 18: ("made_at", ""), 26: ("actor", ""), 34: ("organization_id", ""), 42: ("action", ""), 50: ("subject", ""), 58: ("details", "")}
 _AUDIT_EVENT_TAGS: frozenset[int] = frozenset([8, 18, 26, 34, 42, 50, 58])
@@ -762,7 +759,11 @@ def encode_audit_event(m: AuditEvent) -> bytes:
     return b"".join(out)
 
 
-def _read_audit_event(data: bytes, pos: int, end: int, depth: int, m: AuditEvent | None) -> AuditEvent:
+def decode_audit_event(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: AuditEvent | None = None
+) -> AuditEvent:
+    """The AuditEvent in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = AuditEvent()
     kept: list[bytes] = []
     t = 0
@@ -794,55 +795,40 @@ def _read_audit_event(data: bytes, pos: int, end: int, depth: int, m: AuditEvent
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.actor = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 34:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.action = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.subject = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 58:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.details = read_raw_json(data[s:pos])
                 if pos >= end: break
@@ -854,9 +840,6 @@ def _read_audit_event(data: bytes, pos: int, end: int, depth: int, m: AuditEvent
         raise decode_error(error, m, _AUDIT_EVENT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_audit_event = decoder(_read_audit_event)
 
 _LIST_AUDIT_EVENTS_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("action", "action"), 26: ("actor", "actor"), 34: ("subject", "subject"), 42: ("start_date", ""), 50: ("end_date", ""), 56: ("page", ""), 64: ("page_size", ""), 74: ("cursor", "")}
 _LIST_AUDIT_EVENTS_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 56, 64, 74])
@@ -911,7 +894,11 @@ def encode_list_audit_events_request(m: ListAuditEventsRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_list_audit_events_request(data: bytes, pos: int, end: int, depth: int, m: ListAuditEventsRequest | None) -> ListAuditEventsRequest:
+def decode_list_audit_events_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ListAuditEventsRequest | None = None
+) -> ListAuditEventsRequest:
+    """The ListAuditEventsRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ListAuditEventsRequest()
     kept: list[bytes] = []
     t = 0
@@ -954,9 +941,6 @@ def _read_list_audit_events_request(data: bytes, pos: int, end: int, depth: int,
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-
-decode_list_audit_events_request = decoder(_read_list_audit_events_request)
-
 _LIST_AUDIT_EVENTS_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", "data"), 18: ("pagination", ""), 26: ("meta", "")}
 _LIST_AUDIT_EVENTS_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18, 26])
 
@@ -988,7 +972,11 @@ def encode_list_audit_events_response(m: ListAuditEventsResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_list_audit_events_response(data: bytes, pos: int, end: int, depth: int, m: ListAuditEventsResponse | None) -> ListAuditEventsResponse:
+def decode_list_audit_events_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ListAuditEventsResponse | None = None
+) -> ListAuditEventsResponse:
+    """The ListAuditEventsResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ListAuditEventsResponse()
     kept: list[bytes] = []
     t = 0
@@ -1006,24 +994,21 @@ def _read_list_audit_events_response(data: bytes, pos: int, end: int, depth: int
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_audit_event(data[s:pos], 0, n, depth + 1, None))
+                    x1(decode_audit_event(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.pagination = _read_pagination(data, s, pos, depth + 1, m.pagination)
+                m.pagination = decode_pagination(data, s, pos, depth + 1, m.pagination)
             elif t == 26:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _LIST_AUDIT_EVENTS_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _LIST_AUDIT_EVENTS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_list_audit_events_response = decoder(_read_list_audit_events_response)
 
 _COST_LINE_NAMES: dict[int, tuple[str, str]] = {10: ("meter", ""), 18: ("quantity", ""), 26: ("unit_price", ""), 32: ("per", ""), 42: ("multiplier", ""), 50: ("cost", ""), 56: ("priced", ""), 66: ("rate_meter", "")}
 _COST_LINE_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 42, 50, 56, 66])
@@ -1084,7 +1069,11 @@ def encode_cost_line(m: CostLine) -> bytes:
     return b"".join(out)
 
 
-def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | None) -> CostLine:
+def decode_cost_line(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: CostLine | None = None
+) -> CostLine:
+    """The CostLine in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = CostLine()
     kept: list[bytes] = []
     t = 0
@@ -1093,33 +1082,24 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.meter = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.quantity = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.unit_price = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -1137,22 +1117,16 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.multiplier = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.cost = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -1169,11 +1143,8 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
                 t = data[pos]
             if t == 66:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.rate_meter = data[s:pos].decode()
                 if pos >= end: break
@@ -1185,9 +1156,6 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
         raise decode_error(error, m, _COST_LINE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_cost_line = decoder(_read_cost_line)
 
 _COST_RECORD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("usage_id", ""), 24: ("revision", ""), 32: ("status", ""), 42: ("currency", ""), 50: ("total_cost", ""), 58: ("input_cost", ""), 66: ("output_cost", ""), 74: ("other_cost", ""), 82: ("lines", "lines"), 90: ("rate_card_id", ""), 96: ("rate_card_version", ""), 106: ("fallback_dimensions", "fallback_dimensions"), 114: ("cache_savings", ""), 122: ("calculator_version", ""), 258: ("calculated_at", ""), 266: ("origin_version", ""), 272: ("revision_kind", ""), 282: ("revision_reason", "")}
 _COST_RECORD_TAGS: frozenset[int] = frozenset([10, 18, 24, 32, 42, 50, 58, 66, 74, 82, 90, 96, 106, 114, 122, 130, 138, 144, 154])
@@ -1274,7 +1242,11 @@ def encode_cost_record(m: CostRecord) -> bytes:
     return b"".join(out)
 
 
-def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord | None) -> CostRecord:
+def decode_cost_record(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: CostRecord | None = None
+) -> CostRecord:
+    """The CostRecord in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = CostRecord()
     kept: list[bytes] = []
     t = 0
@@ -1321,7 +1293,7 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x10(_read_cost_line(data[s:pos], 0, n, depth + 1, None))
+                    x10(decode_cost_line(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 90:
@@ -1359,9 +1331,6 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-
-decode_cost_record = decoder(_read_cost_record)
-
 _GROUP_KEY_NAMES: dict[int, tuple[str, str]] = {10: ("dimension", ""), 18: ("value", "")}
 _GROUP_KEY_TAGS: frozenset[int] = frozenset([10, 18])
 
@@ -1390,7 +1359,11 @@ def encode_group_key(m: GroupKey) -> bytes:
     return b"".join(out)
 
 
-def _read_group_key(data: bytes, pos: int, end: int, depth: int, m: GroupKey | None) -> GroupKey:
+def decode_group_key(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: GroupKey | None = None
+) -> GroupKey:
+    """The GroupKey in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = GroupKey()
     kept: list[bytes] = []
     t = 0
@@ -1399,22 +1372,16 @@ def _read_group_key(data: bytes, pos: int, end: int, depth: int, m: GroupKey | N
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.dimension = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.value = data[s:pos].decode()
                 if pos >= end: break
@@ -1426,9 +1393,6 @@ def _read_group_key(data: bytes, pos: int, end: int, depth: int, m: GroupKey | N
         raise decode_error(error, m, _GROUP_KEY_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_group_key = decoder(_read_group_key)
 
 _GET_COST_SUMMARY_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("", ""), 18: ("group_by", "group_by"), 26: ("currency", "")}
 _GET_COST_SUMMARY_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26])
@@ -1457,7 +1421,11 @@ def encode_get_cost_summary_request(m: GetCostSummaryRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, m: GetCostSummaryRequest | None) -> GetCostSummaryRequest:
+def decode_get_cost_summary_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: GetCostSummaryRequest | None = None
+) -> GetCostSummaryRequest:
+    """The GetCostSummaryRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = GetCostSummaryRequest()
     kept: list[bytes] = []
     t = 0
@@ -1466,7 +1434,7 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                read_flattened(_read_filter, b"\x0a", data, s, pos, depth + 1, m)
+                read_flattened(decode_filter, b"\x0a", data, s, pos, depth + 1, m)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
                 m.group_by.append(data[s:pos].decode())
@@ -1479,9 +1447,6 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
         raise decode_error(error, m, _GET_COST_SUMMARY_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_get_cost_summary_request = decoder(_read_get_cost_summary_request)
 
 _COST_GROUP_NAMES: dict[int, tuple[str, str]] = {10: ("dimension", ""), 18: ("value", ""), 26: ("cost", ""), 32: ("tokens", ""), 40: ("requests", ""), 50: ("keys", "keys"), 56: ("input_tokens", ""), 64: ("output_tokens", ""), 72: ("cached_tokens", ""), 80: ("unpriced_requests", ""), 90: ("other_currencies", "other_currencies"), 96: ("reported_requests", ""), 106: ("reported_cost", "")}
 _COST_GROUP_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 40, 50, 56, 64, 72, 80, 90, 96, 106])
@@ -1569,7 +1534,11 @@ def encode_cost_group(m: CostGroup) -> bytes:
     return b"".join(out)
 
 
-def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup | None) -> CostGroup:
+def decode_cost_group(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: CostGroup | None = None
+) -> CostGroup:
+    """The CostGroup in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = CostGroup()
     kept: list[bytes] = []
     t = 0
@@ -1578,33 +1547,24 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.dimension = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.value = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.cost = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -1642,7 +1602,7 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x6(_read_group_key(data[s:pos], 0, n, depth + 1, None))
+                    x6(decode_group_key(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
@@ -1701,7 +1661,7 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x11(_read_currency_total(data[s:pos], 0, n, depth + 1, None))
+                    x11(decode_currency_total(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
@@ -1718,11 +1678,8 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 t = data[pos]
             if t == 106:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.reported_cost = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -1734,9 +1691,6 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
         raise decode_error(error, m, _COST_GROUP_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_cost_group = decoder(_read_cost_group)
 
 _CURRENCY_TOTAL_NAMES: dict[int, tuple[str, str]] = {10: ("currency", ""), 18: ("cost", ""), 24: ("requests", "")}
 _CURRENCY_TOTAL_TAGS: frozenset[int] = frozenset([10, 18, 24])
@@ -1770,7 +1724,11 @@ def encode_currency_total(m: CurrencyTotal) -> bytes:
     return b"".join(out)
 
 
-def _read_currency_total(data: bytes, pos: int, end: int, depth: int, m: CurrencyTotal | None) -> CurrencyTotal:
+def decode_currency_total(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: CurrencyTotal | None = None
+) -> CurrencyTotal:
+    """The CurrencyTotal in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = CurrencyTotal()
     kept: list[bytes] = []
     t = 0
@@ -1779,22 +1737,16 @@ def _read_currency_total(data: bytes, pos: int, end: int, depth: int, m: Currenc
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.cost = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -1817,9 +1769,6 @@ def _read_currency_total(data: bytes, pos: int, end: int, depth: int, m: Currenc
         raise decode_error(error, m, _CURRENCY_TOTAL_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_currency_total = decoder(_read_currency_total)
 
 _COST_SUMMARY_NAMES: dict[int, tuple[str, str]] = {10: ("total_cost", ""), 18: ("currency", ""), 24: ("total_tokens", ""), 32: ("total_requests", ""), 42: ("period_start", ""), 50: ("period_end", ""), 58: ("breakdown", "breakdown"), 64: ("additive", ""), 72: ("unpriced_requests", ""), 82: ("other_currencies", "other_currencies"), 90: ("priced_fraction", ""), 96: ("reported_requests", ""), 106: ("reported_cost", "")}
 _COST_SUMMARY_TAGS: frozenset[int] = frozenset([10, 18, 24, 32, 42, 50, 58, 64, 72, 82, 90, 96, 106])
@@ -1892,7 +1841,11 @@ def encode_cost_summary(m: CostSummary) -> bytes:
     return b"".join(out)
 
 
-def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSummary | None) -> CostSummary:
+def decode_cost_summary(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: CostSummary | None = None
+) -> CostSummary:
+    """The CostSummary in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = CostSummary()
     kept: list[bytes] = []
     t = 0
@@ -1930,7 +1883,7 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x7(_read_cost_group(data[s:pos], 0, n, depth + 1, None))
+                    x7(decode_cost_group(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 64:
@@ -1951,7 +1904,7 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x10(_read_currency_total(data[s:pos], 0, n, depth + 1, None))
+                    x10(decode_currency_total(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 90:
@@ -1970,9 +1923,6 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
         raise decode_error(error, m, _COST_SUMMARY_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_cost_summary = decoder(_read_cost_summary)
 
 _GET_COST_SUMMARY_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _GET_COST_SUMMARY_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -1996,7 +1946,11 @@ def encode_get_cost_summary_response(m: GetCostSummaryResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_get_cost_summary_response(data: bytes, pos: int, end: int, depth: int, m: GetCostSummaryResponse | None) -> GetCostSummaryResponse:
+def decode_get_cost_summary_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: GetCostSummaryResponse | None = None
+) -> GetCostSummaryResponse:
+    """The GetCostSummaryResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = GetCostSummaryResponse()
     kept: list[bytes] = []
     t = 0
@@ -2005,19 +1959,16 @@ def _read_get_cost_summary_response(data: bytes, pos: int, end: int, depth: int,
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_cost_summary(data, s, pos, depth + 1, m.data)
+                m.data = decode_cost_summary(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _GET_COST_SUMMARY_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_COST_SUMMARY_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_get_cost_summary_response = decoder(_read_get_cost_summary_response)
 
 _GET_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", "")}
 _GET_COST_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
@@ -2041,7 +1992,11 @@ def encode_get_cost_request(m: GetCostRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_get_cost_request(data: bytes, pos: int, end: int, depth: int, m: GetCostRequest | None) -> GetCostRequest:
+def decode_get_cost_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: GetCostRequest | None = None
+) -> GetCostRequest:
+    """The GetCostRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = GetCostRequest()
     kept: list[bytes] = []
     t = 0
@@ -2060,9 +2015,6 @@ def _read_get_cost_request(data: bytes, pos: int, end: int, depth: int, m: GetCo
         raise decode_error(error, m, _GET_COST_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_get_cost_request = decoder(_read_get_cost_request)
 
 _GET_COST_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _GET_COST_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -2086,7 +2038,11 @@ def encode_get_cost_response(m: GetCostResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_get_cost_response(data: bytes, pos: int, end: int, depth: int, m: GetCostResponse | None) -> GetCostResponse:
+def decode_get_cost_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: GetCostResponse | None = None
+) -> GetCostResponse:
+    """The GetCostResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = GetCostResponse()
     kept: list[bytes] = []
     t = 0
@@ -2095,19 +2051,16 @@ def _read_get_cost_response(data: bytes, pos: int, end: int, depth: int, m: GetC
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_cost_record(data, s, pos, depth + 1, m.data)
+                m.data = decode_cost_record(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _GET_COST_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_COST_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_get_cost_response = decoder(_read_get_cost_response)
 
 _VERIFY_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", "")}
 _VERIFY_COST_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
@@ -2131,7 +2084,11 @@ def encode_verify_cost_request(m: VerifyCostRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_verify_cost_request(data: bytes, pos: int, end: int, depth: int, m: VerifyCostRequest | None) -> VerifyCostRequest:
+def decode_verify_cost_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: VerifyCostRequest | None = None
+) -> VerifyCostRequest:
+    """The VerifyCostRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = VerifyCostRequest()
     kept: list[bytes] = []
     t = 0
@@ -2150,9 +2107,6 @@ def _read_verify_cost_request(data: bytes, pos: int, end: int, depth: int, m: Ve
         raise decode_error(error, m, _VERIFY_COST_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_verify_cost_request = decoder(_read_verify_cost_request)
 
 _COST_VERIFICATION_NAMES: dict[int, tuple[str, str]] = {8: ("matches", ""), 18: ("recorded", ""), 26: ("recomputed", ""), 34: ("reason", "")}
 _COST_VERIFICATION_TAGS: frozenset[int] = frozenset([8, 18, 26, 34])
@@ -2182,7 +2136,11 @@ def encode_cost_verification(m: CostVerification) -> bytes:
     return b"".join(out)
 
 
-def _read_cost_verification(data: bytes, pos: int, end: int, depth: int, m: CostVerification | None) -> CostVerification:
+def decode_cost_verification(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: CostVerification | None = None
+) -> CostVerification:
+    """The CostVerification in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = CostVerification()
     kept: list[bytes] = []
     t = 0
@@ -2194,10 +2152,10 @@ def _read_cost_verification(data: bytes, pos: int, end: int, depth: int, m: Cost
                 m.matches = n != 0
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.recorded = _read_cost_record(data, s, pos, depth + 1, m.recorded)
+                m.recorded = decode_cost_record(data, s, pos, depth + 1, m.recorded)
             elif t == 26:
                 s, pos = read_sized(data, pos + 1, end)
-                m.recomputed = _read_cost_record(data, s, pos, depth + 1, m.recomputed)
+                m.recomputed = decode_cost_record(data, s, pos, depth + 1, m.recomputed)
             elif t == 34:
                 s, pos = read_sized(data, pos + 1, end)
                 m.reason = data[s:pos].decode()
@@ -2207,9 +2165,6 @@ def _read_cost_verification(data: bytes, pos: int, end: int, depth: int, m: Cost
         raise decode_error(error, m, _COST_VERIFICATION_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_cost_verification = decoder(_read_cost_verification)
 
 _VERIFY_COST_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _VERIFY_COST_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -2233,7 +2188,11 @@ def encode_verify_cost_response(m: VerifyCostResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_verify_cost_response(data: bytes, pos: int, end: int, depth: int, m: VerifyCostResponse | None) -> VerifyCostResponse:
+def decode_verify_cost_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: VerifyCostResponse | None = None
+) -> VerifyCostResponse:
+    """The VerifyCostResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = VerifyCostResponse()
     kept: list[bytes] = []
     t = 0
@@ -2242,19 +2201,16 @@ def _read_verify_cost_response(data: bytes, pos: int, end: int, depth: int, m: V
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_cost_verification(data, s, pos, depth + 1, m.data)
+                m.data = decode_cost_verification(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _VERIFY_COST_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _VERIFY_COST_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_verify_cost_response = decoder(_read_verify_cost_response)
 
 _ESTIMATE_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage", "")}
 _ESTIMATE_COST_REQUEST_TAGS: frozenset[int] = frozenset([10])
@@ -2275,7 +2231,11 @@ def encode_estimate_cost_request(m: EstimateCostRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_estimate_cost_request(data: bytes, pos: int, end: int, depth: int, m: EstimateCostRequest | None) -> EstimateCostRequest:
+def decode_estimate_cost_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: EstimateCostRequest | None = None
+) -> EstimateCostRequest:
+    """The EstimateCostRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = EstimateCostRequest()
     kept: list[bytes] = []
     t = 0
@@ -2284,16 +2244,13 @@ def _read_estimate_cost_request(data: bytes, pos: int, end: int, depth: int, m: 
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
+                m.usage = decode_usage_record(data, s, pos, depth + 1, m.usage)
             else: data, pos, end = skip_unknown(data, pos, end, _ESTIMATE_COST_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _ESTIMATE_COST_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_estimate_cost_request = decoder(_read_estimate_cost_request)
 
 _ESTIMATE_COST_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _ESTIMATE_COST_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -2317,7 +2274,11 @@ def encode_estimate_cost_response(m: EstimateCostResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_estimate_cost_response(data: bytes, pos: int, end: int, depth: int, m: EstimateCostResponse | None) -> EstimateCostResponse:
+def decode_estimate_cost_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: EstimateCostResponse | None = None
+) -> EstimateCostResponse:
+    """The EstimateCostResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = EstimateCostResponse()
     kept: list[bytes] = []
     t = 0
@@ -2326,19 +2287,16 @@ def _read_estimate_cost_response(data: bytes, pos: int, end: int, depth: int, m:
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_cost_record(data, s, pos, depth + 1, m.data)
+                m.data = decode_cost_record(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _ESTIMATE_COST_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _ESTIMATE_COST_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_estimate_cost_response = decoder(_read_estimate_cost_response)
 
 _REPRICE_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("", ""), 18: ("as_of", ""), 24: ("dry_run", "")}
 _REPRICE_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 24])
@@ -2365,7 +2323,11 @@ def encode_reprice_usage_request(m: RepriceUsageRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_reprice_usage_request(data: bytes, pos: int, end: int, depth: int, m: RepriceUsageRequest | None) -> RepriceUsageRequest:
+def decode_reprice_usage_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: RepriceUsageRequest | None = None
+) -> RepriceUsageRequest:
+    """The RepriceUsageRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = RepriceUsageRequest()
     kept: list[bytes] = []
     t = 0
@@ -2374,7 +2336,7 @@ def _read_reprice_usage_request(data: bytes, pos: int, end: int, depth: int, m: 
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                read_flattened(_read_filter, b"\x0a", data, s, pos, depth + 1, m)
+                read_flattened(decode_filter, b"\x0a", data, s, pos, depth + 1, m)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
                 m.as_of = data[s:pos].decode()
@@ -2387,9 +2349,6 @@ def _read_reprice_usage_request(data: bytes, pos: int, end: int, depth: int, m: 
         raise decode_error(error, m, _REPRICE_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_reprice_usage_request = decoder(_read_reprice_usage_request)
 
 _REPRICE_DIFFERENCE_NAMES: dict[int, tuple[str, str]] = {10: ("provider", ""), 18: ("model_id", ""), 26: ("currency", ""), 32: ("records", ""), 42: ("before", ""), 50: ("after", ""), 58: ("difference", ""), 64: ("unpriced_before", ""), 72: ("unpriced_after", "")}
 _REPRICE_DIFFERENCE_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 42, 50, 58, 64, 72])
@@ -2455,7 +2414,11 @@ def encode_reprice_difference(m: RepriceDifference) -> bytes:
     return b"".join(out)
 
 
-def _read_reprice_difference(data: bytes, pos: int, end: int, depth: int, m: RepriceDifference | None) -> RepriceDifference:
+def decode_reprice_difference(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: RepriceDifference | None = None
+) -> RepriceDifference:
+    """The RepriceDifference in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = RepriceDifference()
     kept: list[bytes] = []
     t = 0
@@ -2464,33 +2427,24 @@ def _read_reprice_difference(data: bytes, pos: int, end: int, depth: int, m: Rep
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.provider = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.model_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
@@ -2508,33 +2462,24 @@ def _read_reprice_difference(data: bytes, pos: int, end: int, depth: int, m: Rep
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.before = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.after = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
                 t = data[pos]
             if t == 58:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.difference = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -2568,9 +2513,6 @@ def _read_reprice_difference(data: bytes, pos: int, end: int, depth: int, m: Rep
         raise decode_error(error, m, _REPRICE_DIFFERENCE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_reprice_difference = decoder(_read_reprice_difference)
 
 _REPRICE_REPORT_NAMES: dict[int, tuple[str, str]] = {8: ("dry_run", ""), 16: ("examined", ""), 24: ("changed", ""), 34: ("differences", "differences")}
 _REPRICE_REPORT_TAGS: frozenset[int] = frozenset([8, 16, 24, 34])
@@ -2608,7 +2550,11 @@ def encode_reprice_report(m: RepriceReport) -> bytes:
     return b"".join(out)
 
 
-def _read_reprice_report(data: bytes, pos: int, end: int, depth: int, m: RepriceReport | None) -> RepriceReport:
+def decode_reprice_report(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: RepriceReport | None = None
+) -> RepriceReport:
+    """The RepriceReport in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = RepriceReport()
     kept: list[bytes] = []
     t = 0
@@ -2637,7 +2583,7 @@ def _read_reprice_report(data: bytes, pos: int, end: int, depth: int, m: Reprice
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x4(_read_reprice_difference(data[s:pos], 0, n, depth + 1, None))
+                    x4(decode_reprice_difference(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _REPRICE_REPORT_TAGS, kept)
@@ -2646,9 +2592,6 @@ def _read_reprice_report(data: bytes, pos: int, end: int, depth: int, m: Reprice
         raise decode_error(error, m, _REPRICE_REPORT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_reprice_report = decoder(_read_reprice_report)
 
 _REPRICE_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _REPRICE_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -2672,7 +2615,11 @@ def encode_reprice_usage_response(m: RepriceUsageResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_reprice_usage_response(data: bytes, pos: int, end: int, depth: int, m: RepriceUsageResponse | None) -> RepriceUsageResponse:
+def decode_reprice_usage_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: RepriceUsageResponse | None = None
+) -> RepriceUsageResponse:
+    """The RepriceUsageResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = RepriceUsageResponse()
     kept: list[bytes] = []
     t = 0
@@ -2681,19 +2628,16 @@ def _read_reprice_usage_response(data: bytes, pos: int, end: int, depth: int, m:
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_reprice_report(data, s, pos, depth + 1, m.data)
+                m.data = decode_reprice_report(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _REPRICE_USAGE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _REPRICE_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_reprice_usage_response = decoder(_read_reprice_usage_response)
 
 _FILTER_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 90: ("service_tier", "service_tier"), 98: ("processing", "processing"), 106: ("region", "region"), 114: ("operation", "operation"), 122: ("status", "status")}
 _FILTER_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 122])
@@ -2788,7 +2732,11 @@ def encode_filter(m: Filter) -> bytes:
     return b"".join(out)
 
 
-def _read_filter(data: bytes, pos: int, end: int, depth: int, m: Filter | None) -> Filter:
+def decode_filter(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: Filter | None = None
+) -> Filter:
+    """The Filter in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = Filter()
     kept: list[bytes] = []
     t = 0
@@ -2848,9 +2796,6 @@ def _read_filter(data: bytes, pos: int, end: int, depth: int, m: Filter | None) 
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-
-decode_filter = decoder(_read_filter)
-
 _COMPONENT_HEALTH_NAMES: dict[int, tuple[str, str]] = {10: ("name", ""), 16: ("status", ""), 26: ("message", "")}
 _COMPONENT_HEALTH_TAGS: frozenset[int] = frozenset([10, 16, 26])
 
@@ -2883,7 +2828,11 @@ def encode_component_health(m: ComponentHealth) -> bytes:
     return b"".join(out)
 
 
-def _read_component_health(data: bytes, pos: int, end: int, depth: int, m: ComponentHealth | None) -> ComponentHealth:
+def decode_component_health(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ComponentHealth | None = None
+) -> ComponentHealth:
+    """The ComponentHealth in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ComponentHealth()
     kept: list[bytes] = []
     t = 0
@@ -2892,11 +2841,8 @@ def _read_component_health(data: bytes, pos: int, end: int, depth: int, m: Compo
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.name = data[s:pos].decode()
                 if pos >= end: break
@@ -2913,11 +2859,8 @@ def _read_component_health(data: bytes, pos: int, end: int, depth: int, m: Compo
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.message = data[s:pos].decode()
                 if pos >= end: break
@@ -2929,9 +2872,6 @@ def _read_component_health(data: bytes, pos: int, end: int, depth: int, m: Compo
         raise decode_error(error, m, _COMPONENT_HEALTH_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_component_health = decoder(_read_component_health)
 
 _GET_HEALTH_REQUEST_NAMES: dict[int, tuple[str, str]] = {}
 _GET_HEALTH_REQUEST_TAGS: frozenset[int] = frozenset([])
@@ -2949,7 +2889,11 @@ def encode_get_health_request(m: GetHealthRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_get_health_request(data: bytes, pos: int, end: int, depth: int, m: GetHealthRequest | None) -> GetHealthRequest:
+def decode_get_health_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: GetHealthRequest | None = None
+) -> GetHealthRequest:
+    """The GetHealthRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = GetHealthRequest()
     kept: list[bytes] = []
     t = 0
@@ -2962,9 +2906,6 @@ def _read_get_health_request(data: bytes, pos: int, end: int, depth: int, m: Get
         raise decode_error(error, m, _GET_HEALTH_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_get_health_request = decoder(_read_get_health_request)
 
 _GET_HEALTH_RESPONSE_NAMES: dict[int, tuple[str, str]] = {8: ("status", ""), 18: ("version", ""), 25: ("uptime_seconds", ""), 34: ("components", "components")}
 _GET_HEALTH_RESPONSE_TAGS: frozenset[int] = frozenset([8, 18, 25, 34])
@@ -3002,7 +2943,11 @@ def encode_get_health_response(m: GetHealthResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: GetHealthResponse | None) -> GetHealthResponse:
+def decode_get_health_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: GetHealthResponse | None = None
+) -> GetHealthResponse:
+    """The GetHealthResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = GetHealthResponse()
     kept: list[bytes] = []
     t = 0
@@ -3029,7 +2974,7 @@ def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: Ge
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x4(_read_component_health(data[s:pos], 0, n, depth + 1, None))
+                    x4(decode_component_health(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _GET_HEALTH_RESPONSE_TAGS, kept)
@@ -3038,9 +2983,6 @@ def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: Ge
         raise decode_error(error, m, _GET_HEALTH_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_get_health_response = decoder(_read_get_health_response)
 
 _GET_READINESS_REQUEST_NAMES: dict[int, tuple[str, str]] = {}
 _GET_READINESS_REQUEST_TAGS: frozenset[int] = frozenset([])
@@ -3058,7 +3000,11 @@ def encode_get_readiness_request(m: GetReadinessRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_get_readiness_request(data: bytes, pos: int, end: int, depth: int, m: GetReadinessRequest | None) -> GetReadinessRequest:
+def decode_get_readiness_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: GetReadinessRequest | None = None
+) -> GetReadinessRequest:
+    """The GetReadinessRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = GetReadinessRequest()
     kept: list[bytes] = []
     t = 0
@@ -3071,9 +3017,6 @@ def _read_get_readiness_request(data: bytes, pos: int, end: int, depth: int, m: 
         raise decode_error(error, m, _GET_READINESS_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_get_readiness_request = decoder(_read_get_readiness_request)
 
 _GET_READINESS_RESPONSE_NAMES: dict[int, tuple[str, str]] = {8: ("status", ""), 18: ("version", ""), 25: ("uptime_seconds", ""), 34: ("components", "components")}
 _GET_READINESS_RESPONSE_TAGS: frozenset[int] = frozenset([8, 18, 25, 34])
@@ -3111,7 +3054,11 @@ def encode_get_readiness_response(m: GetReadinessResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m: GetReadinessResponse | None) -> GetReadinessResponse:
+def decode_get_readiness_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: GetReadinessResponse | None = None
+) -> GetReadinessResponse:
+    """The GetReadinessResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = GetReadinessResponse()
     kept: list[bytes] = []
     t = 0
@@ -3138,7 +3085,7 @@ def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m:
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x4(_read_component_health(data[s:pos], 0, n, depth + 1, None))
+                    x4(decode_component_health(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _GET_READINESS_RESPONSE_TAGS, kept)
@@ -3147,9 +3094,6 @@ def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m:
         raise decode_error(error, m, _GET_READINESS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_get_readiness_response = decoder(_read_get_readiness_response)
 
 _PAGINATION_NAMES: dict[int, tuple[str, str]] = {8: ("page", ""), 16: ("page_size", ""), 24: ("per_page", ""), 32: ("total_items", ""), 40: ("total_pages", ""), 48: ("has_next", ""), 56: ("has_prev", ""), 66: ("next_cursor", ""), 74: ("removed_before", "")}
 _PAGINATION_TAGS: frozenset[int] = frozenset([8, 16, 24, 32, 40, 48, 56, 66, 74])
@@ -3199,7 +3143,11 @@ def encode_pagination(m: Pagination) -> bytes:
     return b"".join(out)
 
 
-def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination | None) -> Pagination:
+def decode_pagination(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: Pagination | None = None
+) -> Pagination:
+    """The Pagination in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = Pagination()
     kept: list[bytes] = []
     t = 0
@@ -3245,9 +3193,6 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-
-decode_pagination = decoder(_read_pagination)
-
 _RESPONSE_META_NAMES: dict[int, tuple[str, str]] = {10: ("request_id", "")}
 _RESPONSE_META_TAGS: frozenset[int] = frozenset([10])
 
@@ -3267,7 +3212,11 @@ def encode_response_meta(m: ResponseMeta) -> bytes:
     return b"".join(out)
 
 
-def _read_response_meta(data: bytes, pos: int, end: int, depth: int, m: ResponseMeta | None) -> ResponseMeta:
+def decode_response_meta(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ResponseMeta | None = None
+) -> ResponseMeta:
+    """The ResponseMeta in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ResponseMeta()
     kept: list[bytes] = []
     t = 0
@@ -3283,9 +3232,6 @@ def _read_response_meta(data: bytes, pos: int, end: int, depth: int, m: Response
         raise decode_error(error, m, _RESPONSE_META_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_response_meta = decoder(_read_response_meta)
 
 _FIELD_VIOLATION_NAMES: dict[int, tuple[str, str]] = {10: ("field", ""), 18: ("description", "")}
 _FIELD_VIOLATION_TAGS: frozenset[int] = frozenset([10, 18])
@@ -3315,7 +3261,11 @@ def encode_field_violation(m: FieldViolation) -> bytes:
     return b"".join(out)
 
 
-def _read_field_violation(data: bytes, pos: int, end: int, depth: int, m: FieldViolation | None) -> FieldViolation:
+def decode_field_violation(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: FieldViolation | None = None
+) -> FieldViolation:
+    """The FieldViolation in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = FieldViolation()
     kept: list[bytes] = []
     t = 0
@@ -3324,22 +3274,16 @@ def _read_field_violation(data: bytes, pos: int, end: int, depth: int, m: FieldV
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.field = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.description = data[s:pos].decode()
                 if pos >= end: break
@@ -3351,9 +3295,6 @@ def _read_field_violation(data: bytes, pos: int, end: int, depth: int, m: FieldV
         raise decode_error(error, m, _FIELD_VIOLATION_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_field_violation = decoder(_read_field_violation)
 
 _PRICE_TIER_NAMES: dict[int, tuple[str, str]] = {8: ("above", ""), 16: ("inclusive", ""), 26: ("price", "")}
 _PRICE_TIER_TAGS: frozenset[int] = frozenset([8, 16, 26])
@@ -3384,7 +3325,11 @@ def encode_price_tier(m: PriceTier) -> bytes:
     return b"".join(out)
 
 
-def _read_price_tier(data: bytes, pos: int, end: int, depth: int, m: PriceTier | None) -> PriceTier:
+def decode_price_tier(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: PriceTier | None = None
+) -> PriceTier:
+    """The PriceTier in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = PriceTier()
     kept: list[bytes] = []
     t = 0
@@ -3414,11 +3359,8 @@ def _read_price_tier(data: bytes, pos: int, end: int, depth: int, m: PriceTier |
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.price = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -3430,9 +3372,6 @@ def _read_price_tier(data: bytes, pos: int, end: int, depth: int, m: PriceTier |
         raise decode_error(error, m, _PRICE_TIER_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_price_tier = decoder(_read_price_tier)
 
 _RATE_NAMES: dict[int, tuple[str, str]] = {10: ("meter", ""), 18: ("price", ""), 24: ("per", ""), 34: ("tiers", "tiers"), 40: ("minimum", ""), 48: ("included", "")}
 _RATE_TAGS: frozenset[int] = frozenset([10, 18, 24, 34, 40, 48])
@@ -3483,7 +3422,11 @@ def encode_rate(m: Rate) -> bytes:
     return b"".join(out)
 
 
-def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> Rate:
+def decode_rate(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: Rate | None = None
+) -> Rate:
+    """The Rate in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = Rate()
     kept: list[bytes] = []
     t = 0
@@ -3492,22 +3435,16 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.meter = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.price = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -3534,7 +3471,7 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x4(_read_price_tier(data[s:pos], 0, n, depth + 1, None))
+                    x4(decode_price_tier(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
@@ -3567,9 +3504,6 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
         raise decode_error(error, m, _RATE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_rate = decoder(_read_rate)
 
 _TIME_WINDOW_NAMES: dict[int, tuple[str, str]] = {10: ("start", ""), 18: ("end", ""), 26: ("time_zone", ""), 32: ("weekdays", "weekdays"), 34: ("weekdays", "")}
 _TIME_WINDOW_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 34])
@@ -3611,7 +3545,11 @@ def encode_time_window(m: TimeWindow) -> bytes:
     return b"".join(out)
 
 
-def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow | None) -> TimeWindow:
+def decode_time_window(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: TimeWindow | None = None
+) -> TimeWindow:
+    """The TimeWindow in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = TimeWindow()
     kept: list[bytes] = []
     t = 0
@@ -3620,33 +3558,24 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.start = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.end = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.time_zone = data[s:pos].decode()
                 if pos >= end: break
@@ -3688,9 +3617,6 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-
-decode_time_window = decoder(_read_time_window)
-
 _PRICE_MULTIPLIER_NAMES: dict[int, tuple[str, str]] = {10: ("kind", ""), 18: ("value", ""), 24: ("all_meters", "")}
 _PRICE_MULTIPLIER_TAGS: frozenset[int] = frozenset([10, 18, 24])
 
@@ -3722,7 +3648,11 @@ def encode_price_multiplier(m: PriceMultiplier) -> bytes:
     return b"".join(out)
 
 
-def _read_price_multiplier(data: bytes, pos: int, end: int, depth: int, m: PriceMultiplier | None) -> PriceMultiplier:
+def decode_price_multiplier(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: PriceMultiplier | None = None
+) -> PriceMultiplier:
+    """The PriceMultiplier in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = PriceMultiplier()
     kept: list[bytes] = []
     t = 0
@@ -3731,22 +3661,16 @@ def _read_price_multiplier(data: bytes, pos: int, end: int, depth: int, m: Price
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.kind = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.value = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -3768,9 +3692,6 @@ def _read_price_multiplier(data: bytes, pos: int, end: int, depth: int, m: Price
         raise decode_error(error, m, _PRICE_MULTIPLIER_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_price_multiplier = decoder(_read_price_multiplier)
 
 _RATE_CARD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("aliases", "aliases"), 42: ("organization_id", ""), 50: ("region", ""), 58: ("service_tier", ""), 66: ("processing", ""), 74: ("speed", ""), 82: ("currency", ""), 90: ("effective_from", ""), 98: ("effective_until", ""), 106: ("windows", "windows"), 114: ("rates", "rates"), 120: ("tier_mode", ""), 256: ("tier_basis", ""), 266: ("multipliers", "multipliers"), 272: ("origin", ""), 282: ("origin_version", ""), 290: ("source_url", ""), 296: ("version", ""), 306: ("created_at", ""), 314: ("updated_at", ""), 322: ("input_price_per_1k", ""), 330: ("output_price_per_1k", ""), 338: ("input_price_per_million", ""), 346: ("output_price_per_million", "")}
 _RATE_CARD_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 120, 128, 138, 144, 154, 162, 168, 178, 186, 194, 202, 210, 218])
@@ -3953,7 +3874,11 @@ def encode_rate_card(m: RateCard) -> bytes:
     return b"".join(out)
 
 
-def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | None) -> RateCard:
+def decode_rate_card(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: RateCard | None = None
+) -> RateCard:
+    """The RateCard in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = RateCard()
     kept: list[bytes] = []
     t = 0
@@ -3962,33 +3887,24 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.provider = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.model_id = data[s:pos].decode()
                 if pos >= end: break
@@ -3997,11 +3913,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 x4 = m.aliases.append
                 while t == 34:
                     n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
+                    s = pos + 2
+                    if n > 127: n, s = read_varint(data, s - 1)
                     pos = s + n
                     x4(data[s:pos].decode())
                     if pos >= end: break
@@ -4009,66 +3922,48 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 if pos >= end: break
             if t == 42:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.region = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 58:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.service_tier = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 66:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.processing = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.speed = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 82:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
@@ -4108,7 +4003,7 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x13(_read_time_window(data[s:pos], 0, n, depth + 1, None))
+                    x13(decode_time_window(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
@@ -4123,7 +4018,7 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x14(_read_rate(data[s:pos], 0, n, depth + 1, None))
+                    x14(decode_rate(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
@@ -4160,7 +4055,7 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x17(_read_price_multiplier(data[s:pos], 0, n, depth + 1, None))
+                    x17(decode_price_multiplier(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                     if t > 127: t += data[pos + 1] << 7
@@ -4178,11 +4073,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 if t > 127: t += data[pos + 1] << 7
             if t == 282:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.origin_version = data[s:pos].decode()
                 if pos >= end: break
@@ -4190,11 +4082,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 if t > 127: t += data[pos + 1] << 7
             if t == 290:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.source_url = data[s:pos].decode()
                 if pos >= end: break
@@ -4240,11 +4129,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 if t > 127: t += data[pos + 1] << 7
             if t == 322:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.input_price_per_1k = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -4252,11 +4138,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 if t > 127: t += data[pos + 1] << 7
             if t == 330:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.output_price_per_1k = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -4264,11 +4147,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 if t > 127: t += data[pos + 1] << 7
             if t == 338:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.input_price_per_million = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -4276,11 +4156,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 if t > 127: t += data[pos + 1] << 7
             if t == 346:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.output_price_per_million = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -4293,9 +4170,6 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
         raise decode_error(error, m, _RATE_CARD_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_rate_card = decoder(_read_rate_card)
 
 _CREATE_PRICE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("idempotency_key", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("input_price_per_1k", ""), 42: ("output_price_per_1k", ""), 50: ("currency", ""), 58: ("effective_date", ""), 66: ("end_date", ""), 74: ("organization_id", ""), 82: ("region", ""), 90: ("service_tier", ""), 98: ("processing", ""), 106: ("speed", ""), 114: ("aliases", "aliases"), 122: ("rates", "rates"), 256: ("tier_mode", ""), 264: ("tier_basis", ""), 274: ("multipliers", "multipliers"), 282: ("windows", "windows"), 290: ("source_url", ""), 298: ("input_price_per_million", ""), 306: ("output_price_per_million", "")}
 _CREATE_PRICE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 122, 128, 136, 146, 154, 162, 170, 178])
@@ -4401,7 +4275,11 @@ def encode_create_price_request(m: CreatePriceRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: CreatePriceRequest | None) -> CreatePriceRequest:
+def decode_create_price_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: CreatePriceRequest | None = None
+) -> CreatePriceRequest:
+    """The CreatePriceRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = CreatePriceRequest()
     kept: list[bytes] = []
     t = 0
@@ -4462,7 +4340,7 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x15(_read_rate(data[s:pos], 0, n, depth + 1, None))
+                    x15(decode_rate(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 256:
@@ -4482,7 +4360,7 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x18(_read_price_multiplier(data[s:pos], 0, n, depth + 1, None))
+                    x18(decode_price_multiplier(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                     if t > 127: t += data[pos + 1] << 7
@@ -4497,7 +4375,7 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x19(_read_time_window(data[s:pos], 0, n, depth + 1, None))
+                    x19(decode_time_window(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                     if t > 127: t += data[pos + 1] << 7
@@ -4516,9 +4394,6 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
         raise decode_error(error, m, _CREATE_PRICE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_create_price_request = decoder(_read_create_price_request)
 
 _CREATE_PRICE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _CREATE_PRICE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -4542,7 +4417,11 @@ def encode_create_price_response(m: CreatePriceResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_create_price_response(data: bytes, pos: int, end: int, depth: int, m: CreatePriceResponse | None) -> CreatePriceResponse:
+def decode_create_price_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: CreatePriceResponse | None = None
+) -> CreatePriceResponse:
+    """The CreatePriceResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = CreatePriceResponse()
     kept: list[bytes] = []
     t = 0
@@ -4551,19 +4430,16 @@ def _read_create_price_response(data: bytes, pos: int, end: int, depth: int, m: 
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_rate_card(data, s, pos, depth + 1, m.data)
+                m.data = decode_rate_card(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _CREATE_PRICE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _CREATE_PRICE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_create_price_response = decoder(_read_create_price_response)
 
 _GET_PRICE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("id", "")}
 _GET_PRICE_REQUEST_TAGS: frozenset[int] = frozenset([10])
@@ -4584,7 +4460,11 @@ def encode_get_price_request(m: GetPriceRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_get_price_request(data: bytes, pos: int, end: int, depth: int, m: GetPriceRequest | None) -> GetPriceRequest:
+def decode_get_price_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: GetPriceRequest | None = None
+) -> GetPriceRequest:
+    """The GetPriceRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = GetPriceRequest()
     kept: list[bytes] = []
     t = 0
@@ -4600,9 +4480,6 @@ def _read_get_price_request(data: bytes, pos: int, end: int, depth: int, m: GetP
         raise decode_error(error, m, _GET_PRICE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_get_price_request = decoder(_read_get_price_request)
 
 _GET_PRICE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _GET_PRICE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -4626,7 +4503,11 @@ def encode_get_price_response(m: GetPriceResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_get_price_response(data: bytes, pos: int, end: int, depth: int, m: GetPriceResponse | None) -> GetPriceResponse:
+def decode_get_price_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: GetPriceResponse | None = None
+) -> GetPriceResponse:
+    """The GetPriceResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = GetPriceResponse()
     kept: list[bytes] = []
     t = 0
@@ -4635,19 +4516,16 @@ def _read_get_price_response(data: bytes, pos: int, end: int, depth: int, m: Get
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_rate_card(data, s, pos, depth + 1, m.data)
+                m.data = decode_rate_card(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _GET_PRICE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_PRICE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_get_price_response = decoder(_read_get_price_response)
 
 _LIST_PRICES_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("provider", "provider"), 18: ("model_id", "model_id"), 26: ("organization_id", ""), 34: ("active_at", ""), 40: ("origin", ""), 50: ("currency", ""), 56: ("page", ""), 64: ("page_size", ""), 74: ("cursor", "")}
 _LIST_PRICES_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 40, 50, 56, 64, 74])
@@ -4699,7 +4577,11 @@ def encode_list_prices_request(m: ListPricesRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: ListPricesRequest | None) -> ListPricesRequest:
+def decode_list_prices_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ListPricesRequest | None = None
+) -> ListPricesRequest:
+    """The ListPricesRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ListPricesRequest()
     kept: list[bytes] = []
     t = 0
@@ -4742,9 +4624,6 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-
-decode_list_prices_request = decoder(_read_list_prices_request)
-
 _LIST_PRICES_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", "data"), 18: ("pagination", ""), 26: ("meta", "")}
 _LIST_PRICES_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18, 26])
 
@@ -4776,7 +4655,11 @@ def encode_list_prices_response(m: ListPricesResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: ListPricesResponse | None) -> ListPricesResponse:
+def decode_list_prices_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ListPricesResponse | None = None
+) -> ListPricesResponse:
+    """The ListPricesResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ListPricesResponse()
     kept: list[bytes] = []
     t = 0
@@ -4794,24 +4677,21 @@ def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: L
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_rate_card(data[s:pos], 0, n, depth + 1, None))
+                    x1(decode_rate_card(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.pagination = _read_pagination(data, s, pos, depth + 1, m.pagination)
+                m.pagination = decode_pagination(data, s, pos, depth + 1, m.pagination)
             elif t == 26:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _LIST_PRICES_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _LIST_PRICES_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_list_prices_response = decoder(_read_list_prices_response)
 
 _ERASE_USER_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("user_id", ""), 18: ("organization_id", "organization_id")}
 _ERASE_USER_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
@@ -4837,7 +4717,11 @@ def encode_erase_user_request(m: EraseUserRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_erase_user_request(data: bytes, pos: int, end: int, depth: int, m: EraseUserRequest | None) -> EraseUserRequest:
+def decode_erase_user_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: EraseUserRequest | None = None
+) -> EraseUserRequest:
+    """The EraseUserRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = EraseUserRequest()
     kept: list[bytes] = []
     t = 0
@@ -4856,9 +4740,6 @@ def _read_erase_user_request(data: bytes, pos: int, end: int, depth: int, m: Era
         raise decode_error(error, m, _ERASE_USER_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_erase_user_request = decoder(_read_erase_user_request)
 
 _ERASURE_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 16: ("records", "")}
 _ERASURE_TAGS: frozenset[int] = frozenset([10, 16])
@@ -4883,7 +4764,11 @@ def encode_erasure(m: Erasure) -> bytes:
     return b"".join(out)
 
 
-def _read_erasure(data: bytes, pos: int, end: int, depth: int, m: Erasure | None) -> Erasure:
+def decode_erasure(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: Erasure | None = None
+) -> Erasure:
+    """The Erasure in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = Erasure()
     kept: list[bytes] = []
     t = 0
@@ -4903,9 +4788,6 @@ def _read_erasure(data: bytes, pos: int, end: int, depth: int, m: Erasure | None
         raise decode_error(error, m, _ERASURE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_erasure = decoder(_read_erasure)
 
 _ERASE_USER_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _ERASE_USER_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -4929,7 +4811,11 @@ def encode_erase_user_response(m: EraseUserResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_erase_user_response(data: bytes, pos: int, end: int, depth: int, m: EraseUserResponse | None) -> EraseUserResponse:
+def decode_erase_user_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: EraseUserResponse | None = None
+) -> EraseUserResponse:
+    """The EraseUserResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = EraseUserResponse()
     kept: list[bytes] = []
     t = 0
@@ -4938,19 +4824,16 @@ def _read_erase_user_response(data: bytes, pos: int, end: int, depth: int, m: Er
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_erasure(data, s, pos, depth + 1, m.data)
+                m.data = decode_erasure(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _ERASE_USER_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _ERASE_USER_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_erase_user_response = decoder(_read_erase_user_response)
 
 _RETENTION_POLICY_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", ""), 16: ("days", ""), 26: ("removed_before", ""), 32: ("records", "")}
 _RETENTION_POLICY_TAGS: frozenset[int] = frozenset([10, 16, 26, 32])
@@ -4988,7 +4871,11 @@ def encode_retention_policy(m: RetentionPolicy) -> bytes:
     return b"".join(out)
 
 
-def _read_retention_policy(data: bytes, pos: int, end: int, depth: int, m: RetentionPolicy | None) -> RetentionPolicy:
+def decode_retention_policy(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: RetentionPolicy | None = None
+) -> RetentionPolicy:
+    """The RetentionPolicy in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = RetentionPolicy()
     kept: list[bytes] = []
     t = 0
@@ -4997,11 +4884,8 @@ def _read_retention_policy(data: bytes, pos: int, end: int, depth: int, m: Reten
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
@@ -5048,9 +4932,6 @@ def _read_retention_policy(data: bytes, pos: int, end: int, depth: int, m: Reten
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-
-decode_retention_policy = decoder(_read_retention_policy)
-
 _RETENTION_REPORT_NAMES: dict[int, tuple[str, str]] = {10: ("as_of", ""), 18: ("policies", "policies")}
 _RETENTION_REPORT_TAGS: frozenset[int] = frozenset([10, 18])
 
@@ -5079,7 +4960,11 @@ def encode_retention_report(m: RetentionReport) -> bytes:
     return b"".join(out)
 
 
-def _read_retention_report(data: bytes, pos: int, end: int, depth: int, m: RetentionReport | None) -> RetentionReport:
+def decode_retention_report(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: RetentionReport | None = None
+) -> RetentionReport:
+    """The RetentionReport in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = RetentionReport()
     kept: list[bytes] = []
     t = 0
@@ -5100,7 +4985,7 @@ def _read_retention_report(data: bytes, pos: int, end: int, depth: int, m: Reten
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x2(_read_retention_policy(data[s:pos], 0, n, depth + 1, None))
+                    x2(decode_retention_policy(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _RETENTION_REPORT_TAGS, kept)
@@ -5109,9 +4994,6 @@ def _read_retention_report(data: bytes, pos: int, end: int, depth: int, m: Reten
         raise decode_error(error, m, _RETENTION_REPORT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_retention_report = decoder(_read_retention_report)
 
 _SET_RETENTION_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", ""), 16: ("days", "")}
 _SET_RETENTION_REQUEST_TAGS: frozenset[int] = frozenset([10, 16])
@@ -5136,7 +5018,11 @@ def encode_set_retention_request(m: SetRetentionRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_set_retention_request(data: bytes, pos: int, end: int, depth: int, m: SetRetentionRequest | None) -> SetRetentionRequest:
+def decode_set_retention_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: SetRetentionRequest | None = None
+) -> SetRetentionRequest:
+    """The SetRetentionRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = SetRetentionRequest()
     kept: list[bytes] = []
     t = 0
@@ -5156,9 +5042,6 @@ def _read_set_retention_request(data: bytes, pos: int, end: int, depth: int, m: 
         raise decode_error(error, m, _SET_RETENTION_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_set_retention_request = decoder(_read_set_retention_request)
 
 _SET_RETENTION_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _SET_RETENTION_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -5182,7 +5065,11 @@ def encode_set_retention_response(m: SetRetentionResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_set_retention_response(data: bytes, pos: int, end: int, depth: int, m: SetRetentionResponse | None) -> SetRetentionResponse:
+def decode_set_retention_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: SetRetentionResponse | None = None
+) -> SetRetentionResponse:
+    """The SetRetentionResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = SetRetentionResponse()
     kept: list[bytes] = []
     t = 0
@@ -5191,19 +5078,16 @@ def _read_set_retention_response(data: bytes, pos: int, end: int, depth: int, m:
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_retention_policy(data, s, pos, depth + 1, m.data)
+                m.data = decode_retention_policy(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _SET_RETENTION_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _SET_RETENTION_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_set_retention_response = decoder(_read_set_retention_response)
 
 _LIST_RETENTION_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id")}
 _LIST_RETENTION_REQUEST_TAGS: frozenset[int] = frozenset([10])
@@ -5226,7 +5110,11 @@ def encode_list_retention_request(m: ListRetentionRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_list_retention_request(data: bytes, pos: int, end: int, depth: int, m: ListRetentionRequest | None) -> ListRetentionRequest:
+def decode_list_retention_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ListRetentionRequest | None = None
+) -> ListRetentionRequest:
+    """The ListRetentionRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ListRetentionRequest()
     kept: list[bytes] = []
     t = 0
@@ -5242,9 +5130,6 @@ def _read_list_retention_request(data: bytes, pos: int, end: int, depth: int, m:
         raise decode_error(error, m, _LIST_RETENTION_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_list_retention_request = decoder(_read_list_retention_request)
 
 _LIST_RETENTION_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _LIST_RETENTION_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -5268,7 +5153,11 @@ def encode_list_retention_response(m: ListRetentionResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_list_retention_response(data: bytes, pos: int, end: int, depth: int, m: ListRetentionResponse | None) -> ListRetentionResponse:
+def decode_list_retention_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ListRetentionResponse | None = None
+) -> ListRetentionResponse:
+    """The ListRetentionResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ListRetentionResponse()
     kept: list[bytes] = []
     t = 0
@@ -5277,19 +5166,16 @@ def _read_list_retention_response(data: bytes, pos: int, end: int, depth: int, m
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_retention_report(data, s, pos, depth + 1, m.data)
+                m.data = decode_retention_report(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _LIST_RETENTION_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _LIST_RETENTION_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_list_retention_response = decoder(_read_list_retention_response)
 
 _APPLY_RETENTION_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 16: ("dry_run", "")}
 _APPLY_RETENTION_REQUEST_TAGS: frozenset[int] = frozenset([10, 16])
@@ -5315,7 +5201,11 @@ def encode_apply_retention_request(m: ApplyRetentionRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_apply_retention_request(data: bytes, pos: int, end: int, depth: int, m: ApplyRetentionRequest | None) -> ApplyRetentionRequest:
+def decode_apply_retention_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ApplyRetentionRequest | None = None
+) -> ApplyRetentionRequest:
+    """The ApplyRetentionRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ApplyRetentionRequest()
     kept: list[bytes] = []
     t = 0
@@ -5334,9 +5224,6 @@ def _read_apply_retention_request(data: bytes, pos: int, end: int, depth: int, m
         raise decode_error(error, m, _APPLY_RETENTION_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_apply_retention_request = decoder(_read_apply_retention_request)
 
 _APPLY_RETENTION_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _APPLY_RETENTION_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -5360,7 +5247,11 @@ def encode_apply_retention_response(m: ApplyRetentionResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_apply_retention_response(data: bytes, pos: int, end: int, depth: int, m: ApplyRetentionResponse | None) -> ApplyRetentionResponse:
+def decode_apply_retention_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ApplyRetentionResponse | None = None
+) -> ApplyRetentionResponse:
+    """The ApplyRetentionResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ApplyRetentionResponse()
     kept: list[bytes] = []
     t = 0
@@ -5369,19 +5260,16 @@ def _read_apply_retention_response(data: bytes, pos: int, end: int, depth: int, 
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_retention_report(data, s, pos, depth + 1, m.data)
+                m.data = decode_retention_report(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _APPLY_RETENTION_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _APPLY_RETENTION_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_apply_retention_response = decoder(_read_apply_retention_response)
 
 _MODALITY_TOKENS_NAMES: dict[int, tuple[str, str]] = {8: ("input_audio_tokens", ""), 16: ("input_image_tokens", ""), 24: ("input_video_tokens", ""), 32: ("cached_audio_tokens", ""), 40: ("cached_image_tokens", ""), 48: ("cached_video_tokens", ""), 56: ("output_audio_tokens", ""), 64: ("output_image_tokens", ""), 72: ("output_video_tokens", "")}
 _MODALITY_TOKENS_TAGS: frozenset[int] = frozenset([8, 16, 24, 32, 40, 48, 56, 64, 72])
@@ -5435,7 +5323,11 @@ def encode_modality_tokens(m: ModalityTokens) -> bytes:
     return b"".join(out)
 
 
-def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: ModalityTokens | None) -> ModalityTokens:
+def decode_modality_tokens(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ModalityTokens | None = None
+) -> ModalityTokens:
+    """The ModalityTokens in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ModalityTokens()
     kept: list[bytes] = []
     t = 0
@@ -5548,9 +5440,6 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
         raise decode_error(error, m, _MODALITY_TOKENS_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_modality_tokens = decoder(_read_modality_tokens)
 
 _USAGE_RECORD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("idempotency_key", ""), 26: ("organization_id", ""), 34: ("provider", ""), 42: ("model_id", ""), 48: ("input_tokens", ""), 56: ("output_tokens", ""), 64: ("total_tokens", ""), 72: ("cached_tokens", ""), 80: ("cache_write_tokens", ""), 88: ("cache_write_extended_tokens", ""), 96: ("reasoning_tokens", ""), 106: ("timestamp", ""), 114: ("service_tier", ""), 122: ("processing", ""), 258: ("region", ""), 266: ("speed", ""), 274: ("modality", ""), 282: ("meters", ""), 288: ("request_count", ""), 296: ("operation", ""), 304: ("outcome", ""), 312: ("quality", ""), 322: ("requested_model_id", ""), 330: ("project_id", ""), 338: ("user_id", ""), 346: ("tags", "tags"), 354: ("labels", ""), 362: ("session_id", ""), 370: ("trace_id", ""), 378: ("span_id", ""), 386: ("retry_of_id", ""), 392: ("latency_ms", ""), 400: ("time_to_first_token_ms", ""), 410: ("reported_cost", ""), 418: ("reported_currency", ""), 426: ("metadata", ""), 434: ("source", ""), 442: ("ingested_at", ""), 450: ("estimated_cost", ""), 458: ("currency", ""), 464: ("cost_status", ""), 472: ("observation", "")}
 _USAGE_RECORD_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 48, 56, 64, 72, 80, 88, 96, 106, 114, 122, 130, 138, 146, 154, 160, 168, 176, 184, 194, 202, 210, 218, 226, 234, 242, 250, 258, 264, 272, 282, 290, 298, 306, 314, 322, 330, 336, 344])
@@ -5810,7 +5699,11 @@ def encode_usage_record(m: UsageRecord) -> bytes:
     return b"".join(out)
 
 
-def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageRecord | None) -> UsageRecord:
+def decode_usage_record(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: UsageRecord | None = None
+) -> UsageRecord:
+    """The UsageRecord in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = UsageRecord()
     kept: list[bytes] = []
     t = 0
@@ -5819,55 +5712,40 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.idempotency_key = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 34:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.provider = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.model_id = data[s:pos].decode()
                 if pos >= end: break
@@ -5963,22 +5841,16 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 t = data[pos]
             if t == 114:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.service_tier = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 122:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.processing = data[s:pos].decode()
                 if pos >= end: break
@@ -5986,11 +5858,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
             if t > 127: t += data[pos + 1] << 7
             if t == 258:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.region = data[s:pos].decode()
                 if pos >= end: break
@@ -5998,11 +5867,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 266:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.speed = data[s:pos].decode()
                 if pos >= end: break
@@ -6017,7 +5883,7 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                         n, s = read_more(data, s, n)
                 pos = s + n
                 if pos > end: raise IndexError
-                m.modality = _read_modality_tokens(data, s, pos, depth + 1, m.modality)
+                m.modality = decode_modality_tokens(data, s, pos, depth + 1, m.modality)
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
@@ -6089,11 +5955,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 322:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.requested_model_id = data[s:pos].decode()
                 if pos >= end: break
@@ -6101,11 +5964,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 330:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.project_id = data[s:pos].decode()
                 if pos >= end: break
@@ -6113,11 +5973,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 338:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.user_id = data[s:pos].decode()
                 if pos >= end: break
@@ -6127,11 +5984,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 x27 = m.tags.append
                 while t == 346:
                     n = data[pos + 2]
-                    if n < 128: s = pos + 3
-                    else:
-                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                        if c > 127:
-                            n, s = read_more(data, s, n)
+                    s = pos + 3
+                    if n > 127: n, s = read_varint(data, s - 1)
                     pos = s + n
                     x27(data[s:pos].decode())
                     if pos >= end: break
@@ -6157,11 +6011,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if pos >= end: break
             if t == 362:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.session_id = data[s:pos].decode()
                 if pos >= end: break
@@ -6169,11 +6020,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 370:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.trace_id = data[s:pos].decode()
                 if pos >= end: break
@@ -6181,11 +6029,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 378:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.span_id = data[s:pos].decode()
                 if pos >= end: break
@@ -6193,11 +6038,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 386:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.retry_of_id = data[s:pos].decode()
                 if pos >= end: break
@@ -6229,11 +6071,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 410:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.reported_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -6241,11 +6080,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 418:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.reported_currency = data[s:pos].decode()
                 if pos >= end: break
@@ -6253,11 +6089,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 426:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.metadata = read_raw_json(data[s:pos])
                 if pos >= end: break
@@ -6265,11 +6098,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 434:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.source = data[s:pos].decode()
                 if pos >= end: break
@@ -6290,11 +6120,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 450:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.estimated_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -6302,11 +6129,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 458:
                 n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 3
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
@@ -6342,9 +6166,6 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-
-decode_usage_record = decoder(_read_usage_record)
-
 _SUBMIT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage", "")}
 _SUBMIT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10])
 
@@ -6364,7 +6185,11 @@ def encode_submit_usage_request(m: SubmitUsageRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_submit_usage_request(data: bytes, pos: int, end: int, depth: int, m: SubmitUsageRequest | None) -> SubmitUsageRequest:
+def decode_submit_usage_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: SubmitUsageRequest | None = None
+) -> SubmitUsageRequest:
+    """The SubmitUsageRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = SubmitUsageRequest()
     kept: list[bytes] = []
     t = 0
@@ -6373,16 +6198,13 @@ def _read_submit_usage_request(data: bytes, pos: int, end: int, depth: int, m: S
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
+                m.usage = decode_usage_record(data, s, pos, depth + 1, m.usage)
             else: data, pos, end = skip_unknown(data, pos, end, _SUBMIT_USAGE_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _SUBMIT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_submit_usage_request = decoder(_read_submit_usage_request)
 
 _USAGE_RECEIPT_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", ""), 26: ("estimated_cost", ""), 34: ("currency", ""), 42: ("processed_at", ""), 48: ("cost_status", ""), 56: ("duplicate", "")}
 _USAGE_RECEIPT_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 48, 56])
@@ -6437,7 +6259,11 @@ def encode_usage_receipt(m: UsageReceipt) -> bytes:
     return b"".join(out)
 
 
-def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageReceipt | None) -> UsageReceipt:
+def decode_usage_receipt(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: UsageReceipt | None = None
+) -> UsageReceipt:
+    """The UsageReceipt in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = UsageReceipt()
     kept: list[bytes] = []
     t = 0
@@ -6446,44 +6272,32 @@ def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageRec
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.usage_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.estimated_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
             if t == 34:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
@@ -6528,9 +6342,6 @@ def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageRec
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-
-decode_usage_receipt = decoder(_read_usage_receipt)
-
 _SUBMIT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _SUBMIT_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
 
@@ -6553,7 +6364,11 @@ def encode_submit_usage_response(m: SubmitUsageResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_submit_usage_response(data: bytes, pos: int, end: int, depth: int, m: SubmitUsageResponse | None) -> SubmitUsageResponse:
+def decode_submit_usage_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: SubmitUsageResponse | None = None
+) -> SubmitUsageResponse:
+    """The SubmitUsageResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = SubmitUsageResponse()
     kept: list[bytes] = []
     t = 0
@@ -6562,19 +6377,16 @@ def _read_submit_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_usage_receipt(data, s, pos, depth + 1, m.data)
+                m.data = decode_usage_receipt(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _SUBMIT_USAGE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _SUBMIT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_submit_usage_response = decoder(_read_submit_usage_response)
 
 _BATCH_SUBMIT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("records", "records")}
 _BATCH_SUBMIT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10])
@@ -6601,7 +6413,11 @@ def encode_batch_submit_usage_request(m: BatchSubmitUsageRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_batch_submit_usage_request(data: bytes, pos: int, end: int, depth: int, m: BatchSubmitUsageRequest | None) -> BatchSubmitUsageRequest:
+def decode_batch_submit_usage_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: BatchSubmitUsageRequest | None = None
+) -> BatchSubmitUsageRequest:
+    """The BatchSubmitUsageRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = BatchSubmitUsageRequest()
     kept: list[bytes] = []
     t = 0
@@ -6619,7 +6435,7 @@ def _read_batch_submit_usage_request(data: bytes, pos: int, end: int, depth: int
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_usage_record(data[s:pos], 0, n, depth + 1, None))
+                    x1(decode_usage_record(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _BATCH_SUBMIT_USAGE_REQUEST_TAGS, kept)
@@ -6628,9 +6444,6 @@ def _read_batch_submit_usage_request(data: bytes, pos: int, end: int, depth: int
         raise decode_error(error, m, _BATCH_SUBMIT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_batch_submit_usage_request = decoder(_read_batch_submit_usage_request)
 
 _RECORD_ERROR_NAMES: dict[int, tuple[str, str]] = {10: ("code", ""), 18: ("message", ""), 26: ("violations", "violations")}
 _RECORD_ERROR_TAGS: frozenset[int] = frozenset([10, 18, 26])
@@ -6669,7 +6482,11 @@ def encode_record_error(m: RecordError) -> bytes:
     return b"".join(out)
 
 
-def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordError | None) -> RecordError:
+def decode_record_error(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: RecordError | None = None
+) -> RecordError:
+    """The RecordError in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = RecordError()
     kept: list[bytes] = []
     t = 0
@@ -6678,22 +6495,16 @@ def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordErr
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.code = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.message = data[s:pos].decode()
                 if pos >= end: break
@@ -6709,7 +6520,7 @@ def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordErr
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x3(_read_field_violation(data[s:pos], 0, n, depth + 1, None))
+                    x3(decode_field_violation(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
@@ -6720,9 +6531,6 @@ def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordErr
         raise decode_error(error, m, _RECORD_ERROR_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_record_error = decoder(_read_record_error)
 
 _SUBMIT_RESULT_NAMES: dict[int, tuple[str, str]] = {8: ("status", ""), 18: ("usage", ""), 26: ("error", "")}
 _SUBMIT_RESULT_TAGS: frozenset[int] = frozenset([8, 18, 26])
@@ -6758,7 +6566,11 @@ def encode_submit_result(m: SubmitResult) -> bytes:
     return b"".join(out)
 
 
-def _read_submit_result(data: bytes, pos: int, end: int, depth: int, m: SubmitResult | None) -> SubmitResult:
+def decode_submit_result(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: SubmitResult | None = None
+) -> SubmitResult:
+    """The SubmitResult in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = SubmitResult()
     kept: list[bytes] = []
     t = 0
@@ -6784,7 +6596,7 @@ def _read_submit_result(data: bytes, pos: int, end: int, depth: int, m: SubmitRe
                         n, s = read_more(data, s, n)
                 pos = s + n
                 if pos > end: raise IndexError
-                m.usage = _read_usage_receipt(data, s, pos, depth + 1, m.usage)
+                m.usage = decode_usage_receipt(data, s, pos, depth + 1, m.usage)
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
@@ -6796,7 +6608,7 @@ def _read_submit_result(data: bytes, pos: int, end: int, depth: int, m: SubmitRe
                         n, s = read_more(data, s, n)
                 pos = s + n
                 if pos > end: raise IndexError
-                m.error = _read_record_error(data, s, pos, depth + 1, m.error)
+                m.error = decode_record_error(data, s, pos, depth + 1, m.error)
                 if pos >= end: break
                 t = data[pos]
             if t in _SUBMIT_RESULT_NAMES: continue
@@ -6806,9 +6618,6 @@ def _read_submit_result(data: bytes, pos: int, end: int, depth: int, m: SubmitRe
         raise decode_error(error, m, _SUBMIT_RESULT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_submit_result = decoder(_read_submit_result)
 
 _BATCH_RECEIPT_NAMES: dict[int, tuple[str, str]] = {10: ("results", "results"), 16: ("created", ""), 24: ("duplicates", ""), 32: ("conflicts", ""), 40: ("invalid", "")}
 _BATCH_RECEIPT_TAGS: frozenset[int] = frozenset([10, 16, 24, 32, 40])
@@ -6851,7 +6660,11 @@ def encode_batch_receipt(m: BatchReceipt) -> bytes:
     return b"".join(out)
 
 
-def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchReceipt | None) -> BatchReceipt:
+def decode_batch_receipt(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: BatchReceipt | None = None
+) -> BatchReceipt:
+    """The BatchReceipt in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = BatchReceipt()
     kept: list[bytes] = []
     t = 0
@@ -6869,7 +6682,7 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_submit_result(data[s:pos], 0, n, depth + 1, None))
+                    x1(decode_submit_result(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 16:
@@ -6895,9 +6708,6 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-
-decode_batch_receipt = decoder(_read_batch_receipt)
-
 _BATCH_SUBMIT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _BATCH_SUBMIT_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
 
@@ -6920,7 +6730,11 @@ def encode_batch_submit_usage_response(m: BatchSubmitUsageResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_batch_submit_usage_response(data: bytes, pos: int, end: int, depth: int, m: BatchSubmitUsageResponse | None) -> BatchSubmitUsageResponse:
+def decode_batch_submit_usage_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: BatchSubmitUsageResponse | None = None
+) -> BatchSubmitUsageResponse:
+    """The BatchSubmitUsageResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = BatchSubmitUsageResponse()
     kept: list[bytes] = []
     t = 0
@@ -6929,19 +6743,16 @@ def _read_batch_submit_usage_response(data: bytes, pos: int, end: int, depth: in
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_batch_receipt(data, s, pos, depth + 1, m.data)
+                m.data = decode_batch_receipt(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _BATCH_SUBMIT_USAGE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _BATCH_SUBMIT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_batch_submit_usage_response = decoder(_read_batch_submit_usage_response)
 
 _LIST_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("", ""), 16: ("page", ""), 24: ("page_size", ""), 34: ("cursor", ""), 42: ("sort", ""), 50: ("order", "")}
 _LIST_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 16, 24, 34, 42, 50])
@@ -6979,7 +6790,11 @@ def encode_list_usage_request(m: ListUsageRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: ListUsageRequest | None) -> ListUsageRequest:
+def decode_list_usage_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ListUsageRequest | None = None
+) -> ListUsageRequest:
+    """The ListUsageRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ListUsageRequest()
     kept: list[bytes] = []
     t = 0
@@ -6988,7 +6803,7 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                read_flattened(_read_filter, b"\x0a", data, s, pos, depth + 1, m)
+                read_flattened(decode_filter, b"\x0a", data, s, pos, depth + 1, m)
             elif t == 16:
                 n, pos = read_varint(data, pos + 1)
                 if n > 0x7FFFFFFF: n = to_int32(n)
@@ -7012,9 +6827,6 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
         raise decode_error(error, m, _LIST_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_list_usage_request = decoder(_read_list_usage_request)
 
 _LIST_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", "data"), 18: ("pagination", ""), 26: ("meta", "")}
 _LIST_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18, 26])
@@ -7047,7 +6859,11 @@ def encode_list_usage_response(m: ListUsageResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: ListUsageResponse | None) -> ListUsageResponse:
+def decode_list_usage_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ListUsageResponse | None = None
+) -> ListUsageResponse:
+    """The ListUsageResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ListUsageResponse()
     kept: list[bytes] = []
     t = 0
@@ -7065,24 +6881,21 @@ def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: Li
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_usage_record(data[s:pos], 0, n, depth + 1, None))
+                    x1(decode_usage_record(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.pagination = _read_pagination(data, s, pos, depth + 1, m.pagination)
+                m.pagination = decode_pagination(data, s, pos, depth + 1, m.pagination)
             elif t == 26:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _LIST_USAGE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _LIST_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_list_usage_response = decoder(_read_list_usage_response)
 
 _STREAM_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("records", "records")}
 _STREAM_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10])
@@ -7109,7 +6922,11 @@ def encode_stream_usage_request(m: StreamUsageRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_stream_usage_request(data: bytes, pos: int, end: int, depth: int, m: StreamUsageRequest | None) -> StreamUsageRequest:
+def decode_stream_usage_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: StreamUsageRequest | None = None
+) -> StreamUsageRequest:
+    """The StreamUsageRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = StreamUsageRequest()
     kept: list[bytes] = []
     t = 0
@@ -7127,7 +6944,7 @@ def _read_stream_usage_request(data: bytes, pos: int, end: int, depth: int, m: S
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_usage_record(data[s:pos], 0, n, depth + 1, None))
+                    x1(decode_usage_record(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _STREAM_USAGE_REQUEST_TAGS, kept)
@@ -7136,9 +6953,6 @@ def _read_stream_usage_request(data: bytes, pos: int, end: int, depth: int, m: S
         raise decode_error(error, m, _STREAM_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_stream_usage_request = decoder(_read_stream_usage_request)
 
 _STREAM_PROBLEM_NAMES: dict[int, tuple[str, str]] = {8: ("index", ""), 16: ("status", ""), 26: ("error", "")}
 _STREAM_PROBLEM_TAGS: frozenset[int] = frozenset([8, 16, 26])
@@ -7171,7 +6985,11 @@ def encode_stream_problem(m: StreamProblem) -> bytes:
     return b"".join(out)
 
 
-def _read_stream_problem(data: bytes, pos: int, end: int, depth: int, m: StreamProblem | None) -> StreamProblem:
+def decode_stream_problem(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: StreamProblem | None = None
+) -> StreamProblem:
+    """The StreamProblem in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = StreamProblem()
     kept: list[bytes] = []
     t = 0
@@ -7208,7 +7026,7 @@ def _read_stream_problem(data: bytes, pos: int, end: int, depth: int, m: StreamP
                         n, s = read_more(data, s, n)
                 pos = s + n
                 if pos > end: raise IndexError
-                m.error = _read_record_error(data, s, pos, depth + 1, m.error)
+                m.error = decode_record_error(data, s, pos, depth + 1, m.error)
                 if pos >= end: break
                 t = data[pos]
             if t in _STREAM_PROBLEM_NAMES: continue
@@ -7218,9 +7036,6 @@ def _read_stream_problem(data: bytes, pos: int, end: int, depth: int, m: StreamP
         raise decode_error(error, m, _STREAM_PROBLEM_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_stream_problem = decoder(_read_stream_problem)
 
 _STREAM_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {8: ("durable", ""), 16: ("created", ""), 24: ("duplicates", ""), 34: ("problems", "problems")}
 _STREAM_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([8, 16, 24, 34])
@@ -7259,7 +7074,11 @@ def encode_stream_usage_response(m: StreamUsageResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_stream_usage_response(data: bytes, pos: int, end: int, depth: int, m: StreamUsageResponse | None) -> StreamUsageResponse:
+def decode_stream_usage_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: StreamUsageResponse | None = None
+) -> StreamUsageResponse:
+    """The StreamUsageResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = StreamUsageResponse()
     kept: list[bytes] = []
     t = 0
@@ -7289,7 +7108,7 @@ def _read_stream_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x4(_read_stream_problem(data[s:pos], 0, n, depth + 1, None))
+                    x4(decode_stream_problem(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _STREAM_USAGE_RESPONSE_TAGS, kept)
@@ -7298,9 +7117,6 @@ def _read_stream_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
         raise decode_error(error, m, _STREAM_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_stream_usage_response = decoder(_read_stream_usage_response)
 
 _EXPORT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("", ""), 18: ("order", "")}
 _EXPORT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
@@ -7324,7 +7140,11 @@ def encode_export_usage_request(m: ExportUsageRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_export_usage_request(data: bytes, pos: int, end: int, depth: int, m: ExportUsageRequest | None) -> ExportUsageRequest:
+def decode_export_usage_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ExportUsageRequest | None = None
+) -> ExportUsageRequest:
+    """The ExportUsageRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ExportUsageRequest()
     kept: list[bytes] = []
     t = 0
@@ -7333,7 +7153,7 @@ def _read_export_usage_request(data: bytes, pos: int, end: int, depth: int, m: E
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                read_flattened(_read_filter, b"\x0a", data, s, pos, depth + 1, m)
+                read_flattened(decode_filter, b"\x0a", data, s, pos, depth + 1, m)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
                 m.order = data[s:pos].decode()
@@ -7343,9 +7163,6 @@ def _read_export_usage_request(data: bytes, pos: int, end: int, depth: int, m: E
         raise decode_error(error, m, _EXPORT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_export_usage_request = decoder(_read_export_usage_request)
 
 _EXPORT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("records", "records")}
 _EXPORT_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10])
@@ -7372,7 +7189,11 @@ def encode_export_usage_response(m: ExportUsageResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_export_usage_response(data: bytes, pos: int, end: int, depth: int, m: ExportUsageResponse | None) -> ExportUsageResponse:
+def decode_export_usage_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ExportUsageResponse | None = None
+) -> ExportUsageResponse:
+    """The ExportUsageResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ExportUsageResponse()
     kept: list[bytes] = []
     t = 0
@@ -7390,7 +7211,7 @@ def _read_export_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x1(_read_usage_record(data[s:pos], 0, n, depth + 1, None))
+                    x1(decode_usage_record(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _EXPORT_USAGE_RESPONSE_TAGS, kept)
@@ -7399,9 +7220,6 @@ def _read_export_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
         raise decode_error(error, m, _EXPORT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_export_usage_response = decoder(_read_export_usage_response)
 
 _USAGE_REVISION_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", ""), 24: ("revision", ""), 32: ("kind", ""), 42: ("reason", ""), 50: ("actor", ""), 58: ("made_at", ""), 66: ("usage", "")}
 _USAGE_REVISION_TAGS: frozenset[int] = frozenset([10, 18, 24, 32, 42, 50, 58, 66])
@@ -7464,7 +7282,11 @@ def encode_usage_revision(m: UsageRevision) -> bytes:
     return b"".join(out)
 
 
-def _read_usage_revision(data: bytes, pos: int, end: int, depth: int, m: UsageRevision | None) -> UsageRevision:
+def decode_usage_revision(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: UsageRevision | None = None
+) -> UsageRevision:
+    """The UsageRevision in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = UsageRevision()
     kept: list[bytes] = []
     t = 0
@@ -7473,22 +7295,16 @@ def _read_usage_revision(data: bytes, pos: int, end: int, depth: int, m: UsageRe
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.usage_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
@@ -7516,22 +7332,16 @@ def _read_usage_revision(data: bytes, pos: int, end: int, depth: int, m: UsageRe
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.reason = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
+                s = pos + 2
+                if n > 127: n, s = read_varint(data, s - 1)
                 pos = s + n
                 m.actor = data[s:pos].decode()
                 if pos >= end: break
@@ -7557,7 +7367,7 @@ def _read_usage_revision(data: bytes, pos: int, end: int, depth: int, m: UsageRe
                         n, s = read_more(data, s, n)
                 pos = s + n
                 if pos > end: raise IndexError
-                m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
+                m.usage = decode_usage_record(data, s, pos, depth + 1, m.usage)
                 if pos >= end: break
                 t = data[pos]
             if t in _USAGE_REVISION_NAMES: continue
@@ -7567,9 +7377,6 @@ def _read_usage_revision(data: bytes, pos: int, end: int, depth: int, m: UsageRe
         raise decode_error(error, m, _USAGE_REVISION_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_usage_revision = decoder(_read_usage_revision)
 
 _VOID_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", ""), 26: ("reason", "")}
 _VOID_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26])
@@ -7596,7 +7403,11 @@ def encode_void_usage_request(m: VoidUsageRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_void_usage_request(data: bytes, pos: int, end: int, depth: int, m: VoidUsageRequest | None) -> VoidUsageRequest:
+def decode_void_usage_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: VoidUsageRequest | None = None
+) -> VoidUsageRequest:
+    """The VoidUsageRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = VoidUsageRequest()
     kept: list[bytes] = []
     t = 0
@@ -7618,9 +7429,6 @@ def _read_void_usage_request(data: bytes, pos: int, end: int, depth: int, m: Voi
         raise decode_error(error, m, _VOID_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_void_usage_request = decoder(_read_void_usage_request)
 
 _VOID_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _VOID_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -7644,7 +7452,11 @@ def encode_void_usage_response(m: VoidUsageResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_void_usage_response(data: bytes, pos: int, end: int, depth: int, m: VoidUsageResponse | None) -> VoidUsageResponse:
+def decode_void_usage_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: VoidUsageResponse | None = None
+) -> VoidUsageResponse:
+    """The VoidUsageResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = VoidUsageResponse()
     kept: list[bytes] = []
     t = 0
@@ -7653,19 +7465,16 @@ def _read_void_usage_response(data: bytes, pos: int, end: int, depth: int, m: Vo
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_usage_revision(data, s, pos, depth + 1, m.data)
+                m.data = decode_usage_revision(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _VOID_USAGE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _VOID_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_void_usage_response = decoder(_read_void_usage_response)
 
 _CORRECT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", ""), 26: ("reason", ""), 34: ("changes", "")}
 _CORRECT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34])
@@ -7695,7 +7504,11 @@ def encode_correct_usage_request(m: CorrectUsageRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_correct_usage_request(data: bytes, pos: int, end: int, depth: int, m: CorrectUsageRequest | None) -> CorrectUsageRequest:
+def decode_correct_usage_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: CorrectUsageRequest | None = None
+) -> CorrectUsageRequest:
+    """The CorrectUsageRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = CorrectUsageRequest()
     kept: list[bytes] = []
     t = 0
@@ -7721,9 +7534,6 @@ def _read_correct_usage_request(data: bytes, pos: int, end: int, depth: int, m: 
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-
-decode_correct_usage_request = decoder(_read_correct_usage_request)
-
 _CORRECT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _CORRECT_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
 
@@ -7746,7 +7556,11 @@ def encode_correct_usage_response(m: CorrectUsageResponse) -> bytes:
     return b"".join(out)
 
 
-def _read_correct_usage_response(data: bytes, pos: int, end: int, depth: int, m: CorrectUsageResponse | None) -> CorrectUsageResponse:
+def decode_correct_usage_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: CorrectUsageResponse | None = None
+) -> CorrectUsageResponse:
+    """The CorrectUsageResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = CorrectUsageResponse()
     kept: list[bytes] = []
     t = 0
@@ -7755,19 +7569,16 @@ def _read_correct_usage_response(data: bytes, pos: int, end: int, depth: int, m:
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_usage_revision(data, s, pos, depth + 1, m.data)
+                m.data = decode_usage_revision(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _CORRECT_USAGE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _CORRECT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_correct_usage_response = decoder(_read_correct_usage_response)
 
 _LIST_USAGE_REVISIONS_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", "")}
 _LIST_USAGE_REVISIONS_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
@@ -7791,7 +7602,11 @@ def encode_list_usage_revisions_request(m: ListUsageRevisionsRequest) -> bytes:
     return b"".join(out)
 
 
-def _read_list_usage_revisions_request(data: bytes, pos: int, end: int, depth: int, m: ListUsageRevisionsRequest | None) -> ListUsageRevisionsRequest:
+def decode_list_usage_revisions_request(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ListUsageRevisionsRequest | None = None
+) -> ListUsageRevisionsRequest:
+    """The ListUsageRevisionsRequest in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ListUsageRevisionsRequest()
     kept: list[bytes] = []
     t = 0
@@ -7810,9 +7625,6 @@ def _read_list_usage_revisions_request(data: bytes, pos: int, end: int, depth: i
         raise decode_error(error, m, _LIST_USAGE_REVISIONS_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_list_usage_revisions_request = decoder(_read_list_usage_revisions_request)
 
 _USAGE_REVISIONS_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("revisions", "revisions")}
 _USAGE_REVISIONS_TAGS: frozenset[int] = frozenset([10, 18])
@@ -7842,7 +7654,11 @@ def encode_usage_revisions(m: UsageRevisions) -> bytes:
     return b"".join(out)
 
 
-def _read_usage_revisions(data: bytes, pos: int, end: int, depth: int, m: UsageRevisions | None) -> UsageRevisions:
+def decode_usage_revisions(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: UsageRevisions | None = None
+) -> UsageRevisions:
+    """The UsageRevisions in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = UsageRevisions()
     kept: list[bytes] = []
     t = 0
@@ -7863,7 +7679,7 @@ def _read_usage_revisions(data: bytes, pos: int, end: int, depth: int, m: UsageR
                             n, s = read_more(data, s, n)
                     pos = s + n
                     if pos > end: raise IndexError
-                    x2(_read_usage_revision(data[s:pos], 0, n, depth + 1, None))
+                    x2(decode_usage_revision(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
             else: data, pos, end = skip_unknown(data, pos, end, _USAGE_REVISIONS_TAGS, kept)
@@ -7872,9 +7688,6 @@ def _read_usage_revisions(data: bytes, pos: int, end: int, depth: int, m: UsageR
         raise decode_error(error, m, _USAGE_REVISIONS_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_usage_revisions = decoder(_read_usage_revisions)
 
 _LIST_USAGE_REVISIONS_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _LIST_USAGE_REVISIONS_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -7898,7 +7711,11 @@ def encode_list_usage_revisions_response(m: ListUsageRevisionsResponse) -> bytes
     return b"".join(out)
 
 
-def _read_list_usage_revisions_response(data: bytes, pos: int, end: int, depth: int, m: ListUsageRevisionsResponse | None) -> ListUsageRevisionsResponse:
+def decode_list_usage_revisions_response(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ListUsageRevisionsResponse | None = None
+) -> ListUsageRevisionsResponse:
+    """The ListUsageRevisionsResponse in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     if m is None: m = ListUsageRevisionsResponse()
     kept: list[bytes] = []
     t = 0
@@ -7907,16 +7724,13 @@ def _read_list_usage_revisions_response(data: bytes, pos: int, end: int, depth: 
             t = data[pos]
             if t == 10:
                 s, pos = read_sized(data, pos + 1, end)
-                m.data = _read_usage_revisions(data, s, pos, depth + 1, m.data)
+                m.data = decode_usage_revisions(data, s, pos, depth + 1, m.data)
             elif t == 18:
                 s, pos = read_sized(data, pos + 1, end)
-                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                m.meta = decode_response_meta(data, s, pos, depth + 1, m.meta)
             else: data, pos, end = skip_unknown(data, pos, end, _LIST_USAGE_REVISIONS_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _LIST_USAGE_REVISIONS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_list_usage_revisions_response = decoder(_read_list_usage_revisions_response)

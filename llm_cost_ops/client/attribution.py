@@ -11,7 +11,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TypedDict
 
@@ -26,8 +26,16 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
+from llm_cost_ops.wire.coerce import texts
 
-__all__ = ["Attributes", "Attribution", "AttributionFields", "attribute", "current_attributes"]
+__all__ = [
+    "Attributes",
+    "Attribution",
+    "AttributionFields",
+    "attribute",
+    "attributes_of",
+    "current_attributes",
+]
 
 
 class Attributes(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +83,17 @@ class AttributionFields(TypedDict, total=False):
     user_id: str
     session_id: str
     labels: Mapping[str, str] | None
-    tags: Sequence[str]
+    tags: str | Sequence[str]
+
+
+def attributes_of(fields: AttributionFields) -> Attributes:
+    """What the keywords of `attribute` say; one text is one tag, as of `submit`."""
+    given: dict[str, Any] = {
+        **fields,
+        "labels": dict(fields.get("labels") or {}),
+        "tags": tuple(texts(fields.get("tags"))),
+    }
+    return Attributes(**given)
 
 
 _NONE = Attributes()
@@ -95,7 +113,7 @@ def attribute(
     user_id: str = "",
     session_id: str = "",
     labels: Mapping[str, str] | None = None,
-    tags: Sequence[str] = (),
+    tags: str | Sequence[str] = (),
 ) -> Iterator[None]:
     """Say whose the calls are that are recorded in a block, in tasks that it starts too.
 
@@ -103,19 +121,23 @@ def attribute(
     added up. Threads that are started meanwhile have the block's attributes only when they run in a copy of
     its context (contextvars.copy_context).
     """
-    inner = Attributes(
-        organization_id=organization_id,
-        project_id=project_id,
-        user_id=user_id,
-        session_id=session_id,
-        labels=dict(labels or {}),
-        tags=tuple(tags),
+    inner = attributes_of(
+        {
+            "organization_id": organization_id,
+            "project_id": project_id,
+            "user_id": user_id,
+            "session_id": session_id,
+            "labels": labels,
+            "tags": tags,
+        }
     )
     token = _current.set(inner.over(_current.get()))
     try:
         yield
     finally:
-        _current.reset(token)
+        # A generator that is dropped is closed in another context, in which nothing was set.
+        with suppress(ValueError):
+            _current.reset(token)
 
 
 class Attribution:

@@ -175,7 +175,7 @@ class _Client:
         user_id: str = "",
         session_id: str = "",
         labels: Mapping[str, str] | None = None,
-        tags: Sequence[str] = (),
+        tags: str | Sequence[str] = (),
     ) -> AbstractContextManager[None]:
         """Say whose the calls are that are recorded in a block, in tasks that it starts too.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
+from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
 
 from llm_cost_ops._gen.messages import UsageRecord
-from llm_cost_ops.client.attribution import Attributes, AttributionFields, current_attributes
+from llm_cost_ops.client.attribution import Attributes, AttributionFields, attributes_of, current_attributes
 
 if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
@@ -31,8 +31,7 @@ class Observer:
     """
 
     def __init__(self, client: AnyClient | None, attribution: AttributionFields) -> None:
-        fields: dict[str, Any] = {**attribution, "labels": dict(attribution.get("labels") or {})}
-        self._stated = Attributes(**fields)
+        self._stated = attributes_of(attribution)
         self._client = client
 
     def take(self, build: Callable[[], UsageRecord], within: Attributes | None = None) -> None:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from llm_cost_ops.client.attribution import Attributes, AttributionFields, current_attributes
+from llm_cost_ops.client.attribution import Attributes, AttributionFields, attributes_of, current_attributes
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.instrumentation.calls import Options, RecordingProxy
 from llm_cost_ops.instrumentation.hooks import instrument as wrap
@@ -32,8 +32,7 @@ def observe(
         raise ConfigurationError(
             f"stream_usage must be True, False or 'auto', not {stream_usage!r}", parameter="stream_usage"
         )
-    fields: dict[str, Any] = {**attribution, "labels": dict(attribution.get("labels") or {})}
-    stated = Attributes(**fields)
+    stated = attributes_of(attribution)
     options = Options(
         sink=recording,
         attributes=lambda: current_attributes().over(stated),

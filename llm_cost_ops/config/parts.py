@@ -56,7 +56,9 @@ def flag(parameter: str, value: object) -> None:
 def text(parameter: str, value: object, allowed: tuple[str, ...] = ()) -> None:
     """Refuse what is no text, or not among those allowed."""
     if not isinstance(value, str) or (allowed and value not in allowed):
-        raise wrong(parameter, f"must be one of {', '.join(allowed)}" if allowed else "must be text", value)
+        # An empty text stands for what is not said.
+        names = ", ".join(filter(None, allowed))
+        raise wrong(parameter, f"must be one of {names}" if allowed else "must be text", value)
 
 
 DEFAULT_KEEPALIVE_CONNECTIONS = 20

@@ -38,7 +38,7 @@ def instrument(sdk_client: Any, options: Options) -> None:
     elif not found:
         raise TypeError(
             f"sdk_client: {type(sdk_client).__module__}.{type(sdk_client).__qualname__} has no HTTP client "
-            "that can be instrumented"
+            "that can be instrumented: give the client of an SDK, such as openai.OpenAI()"
         )
     for http_client in found:
         wrap_client(http_client, options)

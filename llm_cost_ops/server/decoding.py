@@ -156,13 +156,14 @@ def _protobuf_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: 
     _check_values(batch, data)
     # Each entry of a list or map has a tag and a length at least.
     counted = len(data) > 2 * MAX_VALUES
+    decode = batch.item.decode
     entries, items = 0, []
     for index, (start, stop) in enumerate(found):
         if stop - start > limit:
             items.append(_undecoded(batch, f"is longer than {limit} bytes"))
             continue
         try:
-            item = batch.item.decode(data[start:stop])
+            item = decode(data[start:stop])
         except DecodeError as error:
             error.within(f"{batch.field}[{index}]")
             raise

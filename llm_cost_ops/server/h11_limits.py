@@ -27,6 +27,7 @@ _CHUNKS_PER_SECOND = 500
 # A line that does not end in CR LF, or goes on in the next one.
 _LAX_LINE = re.compile(rb"(?<!\r)\n|\r[^\n]|\n[ \t]")
 _LENGTHS = re.compile(rb"\ncontent-length:([^\r]*)", re.IGNORECASE)
+_LENGTH = b"\r\ncontent-length:"
 _CODING = re.compile(rb"\ntransfer-encoding:", re.IGNORECASE)
 
 
@@ -62,7 +63,7 @@ class StrictConnection(h11.Connection):
         Apps send both at once, which is one write then, and wakes the client up once.
         """
         data = super().send(event)
-        if self._on_wait is not None and _is_sized(event):
+        if self._on_wait is not None and type(event) is h11.Response and _LENGTH in data.lower():
             self._head = data
             self._on_wait()
             return b""
@@ -111,10 +112,6 @@ def _check_head(received: bytes) -> None:
         raise h11.RemoteProtocolError("Content-Length is given more than once")
     if lengths and _CODING.search(received, 0, end):
         raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding are given")
-
-
-def _is_sized(event: Any) -> bool:
-    return type(event) is h11.Response and any(name == b"content-length" for name, _ in event.headers)
 
 
 class LimitedProtocol(H11Protocol):

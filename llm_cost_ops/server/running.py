@@ -74,8 +74,8 @@ def asgi_app(
     for Prometheus at `/metrics`, of the calls of this process. With `access_log` "text" or "json" each call
     that was answered is a line on standard error.
 
-    Raises ConfigurationError for another `access_log`, and as `open_ledger` does. The file is opened by the
-    first call.
+    Raises ConfigurationError for another `access_log`, for `reported_providers` that are no list of names,
+    and as `open_ledger` does. The file is opened by the first call.
     """
     _check_access_log(access_log)
     opened = None

@@ -14,7 +14,7 @@ from llm_cost_ops._gen.servicers import (
     bind_retention_service,
     bind_usage_service,
 )
-from llm_cost_ops.config import REPORTED_PROVIDERS
+from llm_cost_ops.config import REPORTED_PROVIDERS, provider_names
 from llm_cost_ops.ledger import Ledger, open_ledger
 from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.interceptor import Interceptors
@@ -39,6 +39,8 @@ class Service:
     `reported_providers` are those whose stated costs are taken before those by price cards. `origin` is
     who refuses a bad request: "client" where the caller is in the same process, so that its error is what
     a client's own check raises.
+
+    Raises ConfigurationError for `reported_providers` that are no list of names, such as one text.
     """
 
     def __init__(
@@ -53,7 +55,8 @@ class Service:
         tenancy = () if origin == "client" else (Tenancy(),)
         self.ledger = ledger
         self.health = HealthService(ledger)
-        self.prices = prices = Prices(ledger, reported_providers)
+        names = provider_names("reported_providers", reported_providers)
+        self.prices = prices = Prices(ledger, names)
         self.handler = ServiceHandler(
             [
                 *bind_usage_service(UsageService(ledger, prices, shares_clock=origin == "client")),

@@ -19,9 +19,12 @@ from llm_cost_ops.wire.json import MessageStruct
 from llm_cost_ops.wire.open_enum import OpenEnum
 from llm_cost_ops.wire.validation import no_member
 
-__all__ = ["DEFAULT_PAGE_SIZE", "Page", "filter_of", "meta_of", "refuse_unknown_filters"]
+__all__ = ["DEFAULT_PAGE_SIZE", "MAX_LABELS", "Page", "filter_of", "meta_of", "refuse_unknown_filters"]
 
 DEFAULT_PAGE_SIZE = 20
+
+MAX_LABELS = 64
+"""The most labels of a record, as its proto says: no record has all of a filter's that are more."""
 
 
 def meta_of(context: CallContext) -> ResponseMeta:
@@ -50,6 +53,8 @@ def refuse_unknown_filters(request: MessageStruct) -> None:
 def filter_of(request: messages.Filter) -> Filter:
     """The store's filter for that of a request. Raises INVALID_ARGUMENT."""
     refuse_unknown_filters(request)
+    if len(request.label) > MAX_LABELS:
+        raise invalid_argument("label", f"must hold at most {MAX_LABELS} labels, which is what a record has")
     start, end = parse_interval(request.start_date, request.end_date, request.time_zone)
     return Filter(
         organization_ids=tuple(request.organization_id),

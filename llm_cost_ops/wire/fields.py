@@ -23,7 +23,6 @@ __all__ = [
     "MAX_NESTED",
     "canonicalize_tags",
     "decode_error",
-    "decoder",
     "encode_error",
     "enum_members",
     "enum_varint",
@@ -40,7 +39,6 @@ __all__ = [
 ]
 
 E = TypeVar("E", bound="OpenEnum")
-M = TypeVar("M")
 
 MAX_NESTED = 100
 """How deep messages and groups may lie in each other: what all protobuf libraries take."""
@@ -48,18 +46,6 @@ MAX_NESTED = 100
 # What a straight line of indexing, slicing and unpacking raises on bytes, or values, of another kind.
 DECODE_FAULTS = (IndexError, ValueError, struct.error)
 ENCODE_FAULTS = (AttributeError, TypeError, ValueError, ArithmeticError, RecursionError, struct.error)
-
-
-def decoder(read: Callable[[bytes, int, int, int, M | None], M]) -> Callable[[bytes], M]:
-    """What gives the message that protobuf bytes hold, or raises DecodeError.
-
-    `read` takes the data, its start and end, how deep the message lies, and the message to add to, if any.
-    """
-
-    def decode(data: bytes) -> M:
-        return read(data, 0, len(data), 0, None)
-
-    return decode
 
 
 def skip_unknown(

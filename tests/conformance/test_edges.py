@@ -77,3 +77,26 @@ async def test_the_problems_of_a_stream_are_in_its_order(client: Any, organizati
         (3, SubmitStatus.INVALID),
         (4, SubmitStatus.CONFLICT),
     ]
+
+
+async def test_a_filter_that_no_url_can_hold_is_refused_and_not_sent_again(
+    client: Any, way: tuple[str, str], organization: str
+) -> None:
+    listing = {"organization_id": organization, "user_id": [f"{number:040}" for number in range(2000)]}
+    if way[0] != "http":
+        assert (await client.usage.list(**listing)).data == []
+        return
+    [(field, rule)] = await refusal(client.usage.list(**listing))
+    assert field == "query"
+    assert "URL too long" in rule
+
+
+async def test_a_filter_has_as_many_labels_as_a_record(client: Any, organization: str) -> None:
+    labels = {f"key-{number}": "x" for number in range(65)}
+    rule = "must hold at most 64 labels, which is what a record has"
+    asked = {"organization_id": organization, "label": labels}
+    for call in (client.usage.list, client.costs.get, client.costs.reprice):
+        assert await refusal(call(**asked)) == [("label", rule)]
+    labels.pop("key-0")
+    await client.usage.submit(record(organization, labels=labels))
+    assert len((await client.usage.list(**asked)).data) == 1

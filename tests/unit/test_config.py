@@ -152,6 +152,11 @@ def test_a_wrong_value_names_its_parameter(kind: Any, parameter: str, value: Any
     assert parameter in str(caught.value)
 
 
+def test_an_empty_text_is_not_among_the_values_that_are_named() -> None:
+    with pytest.raises(ConfigurationError, match="overflow must be one of block, drop_newest,"):
+        RecorderConfig(overflow="drop")
+
+
 def test_every_parameter_has_wrong_values() -> None:
     kinds = {kind for kind, _, _ in WRONG}
     fields = {(kind, name) for kind in kinds for name in kind.__struct_fields__}

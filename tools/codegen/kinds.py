@@ -52,7 +52,7 @@ decimal  | WireDecimal    | Decimal(0) | plain($v).encode() | from_text($data[$s
 raw_json | dict[str, Any] | None       | write_raw_json($v) | read_raw_json($data[$start:$stop])
 """
 _MESSAGES = """
-message    | $cls           | $cls()       | encode_$snake($v)    | _read_$snake($at, depth + 1, $earlier)
+message    | $cls           | $cls()       | encode_$snake($v)    | decode_$snake($at, depth + 1, $earlier)
 timestamp  | datetime       | ZERO_MOMENT  | write_timestamp($v)  | read_timestamp($at, $earlier)
 duration   | timedelta      | timedelta(0) | write_duration($v)   | read_duration($at, $earlier)
 struct     | dict[str, Any] | {}           | write_struct($v)     | read_struct($at, depth + 1, $earlier)

@@ -6,12 +6,16 @@ is not worth that: it calls functions, in a third of the lines (`in_line` is Fal
 What the shape in line rests on, measured on a 15-field record:
 - A decoder holds the tag against each field in the order of the protocol, and goes on downward after a match,
   so that fields in order are read in one pass. All else falls through to the slow end of the loop.
-- Varints of one and two bytes are read in line, and looked up when written.
+- Varints of one and two bytes are read in line, and looked up when written; the length of a text if it is one
+  byte.
+- A message of a list is read in bytes of its own, where nearly all positions are below 256. Python holds the
+  ints up to there ready; to make larger ones takes longer than that copy.
 - Slices forgive a length that runs past the end; one comparison at the end of the message does not.
 - Every failure ends in one handler, which names the field by the tag at hand.
 
-In decoders `t` is the tag at `pos` as it lies in the data: the sum of its bytes, each shifted by seven bits
-more, with the continuation bits left in.
+A decoder reads from `pos` to `end`, by default all of the data, and adds to `m` where that was made of an
+earlier part of the message; `depth` counts the messages that it lies in. `t` is the tag at `pos` as it lies
+in the data: the sum of its bytes, each shifted by seven bits more, with the continuation bits left in.
 """
 
 from __future__ import annotations
@@ -33,9 +37,8 @@ typing Any
 $package.messages *
 llm_cost_ops.wire.decimals from_text plain
 llm_cost_ops.wire.errors DecodeError EncodeError
-llm_cost_ops.wire.fields DECODE_FAULTS ENCODE_FAULTS MAX_NESTED enum_members enum_varint enum_varints \
- keep_unknown one_of read_entry read_enum read_text_entry skip_unknown decode_error decoder encode_error \
- read_flattened
+llm_cost_ops.wire.fields DECODE_FAULTS ENCODE_FAULTS MAX_NESTED decode_error encode_error enum_members \
+ enum_varint enum_varints keep_unknown one_of read_entry read_enum read_flattened read_text_entry skip_unknown
 llm_cost_ops.wire.structs read_list_value read_raw_json read_struct read_value write_list_value \
  write_raw_json write_struct write_value
 llm_cost_ops.wire.timestamps ZERO_MOMENT read_duration read_timestamp write_duration write_timestamp
@@ -66,7 +69,11 @@ def encode_${type.snake}(m: ${type.name}) -> bytes:
     return b"".join(out)
 
 
-def _read_${type.snake}(data: bytes, pos: int, end: int, depth: int, m: ${type.name} | None) -> ${type.name}:
+def decode_${type.snake}(
+    data: bytes, pos: int = 0, end: int = -1, depth: int = 0, m: ${type.name} | None = None
+) -> ${type.name}:
+    """The ${type.name} in protobuf bytes. Raises DecodeError."""
+    if end < 0: end = len(data)
     $depth
     if m is None: m = ${type.name}()
     kept: list[bytes] = []
@@ -81,9 +88,6 @@ def _read_${type.snake}(data: bytes, pos: int, end: int, depth: int, m: ${type.n
         raise decode_error(error, m, _${type.constant}_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
-
-
-decode_${type.snake} = decoder(_read_${type.snake})
 '''
 _TOO_DEEP = 'if depth > MAX_NESTED: raise DecodeError(f"messages lie more than {MAX_NESTED} deep")\n'
 _WRITE_ENTRIES = """\
@@ -114,7 +118,7 @@ if b: write_sized(w, $tag, b)
 _READ_FLATTENED = """\
 if t == $raw:
     $length
-    read_flattened(_read_${type.snake}, $tag, data, s, pos, depth + 1, m)
+    read_flattened(decode_${type.snake}, $tag, data, s, pos, depth + 1, m)
     $next
 """
 _READ_REPEATED = """\
@@ -150,8 +154,7 @@ def emit_protobuf(package: Package) -> str:
     """The text of protobuf.py."""
     body = "".join(map(_message, package.messages))
     names = [f"{way}_{m.snake}" for m in package.messages for way in ("decode", "encode")]
-    text = "\n" + _tables(package, body) + body
-    return module(package, "Every message as protobuf.", _IMPORTS, names, text)
+    return module(package, "Every message as protobuf.", _IMPORTS, names, f"\n{_tables(package, body)}{body}")
 
 
 def _tables(package: Package, body: str) -> str:
@@ -319,9 +322,7 @@ def _read_many(field: Field, width: int, move: str) -> str:
         one = _read_entry(number, field.key, type_, width, in_line, into)
     else:
         lines, value = _read_value(type_, width, looped)
-        if type_.is_message:
-            # In bytes of its own nearly all positions are below 256: ints that Python need not make.
-            value = type_.read("data[s:pos]", "", "n")
+        value = type_.read("data[s:pos]", "", "n") if type_.is_message else value
         one = f"{lines}{into}({value})\n"
     text = f"if t == {raw}:\n{indented(one)}"
     if looped:
@@ -373,7 +374,9 @@ def _length(width: int, in_line: bool, checked: bool = True) -> str:
     """Statements that move `pos` behind a value with a length, and `s` to its start."""
     if not in_line:
         return f"s, pos = read_sized(data, pos + {width}, end)\n"
-    return _varint("s", width, in_line) + "pos = s + n\n" + "if pos > end: raise IndexError\n" * checked
+    short = f"n = data[pos + {width}]\ns = pos + {width + 1}\nif n > 127: n, s = read_varint(data, s - 1)\n"
+    text = _varint("s", width, in_line) if checked else short
+    return text + "pos = s + n\n" + "if pos > end: raise IndexError\n" * checked
 
 
 def _varint(to: str, width: int, in_line: bool, kind: str = "") -> str:

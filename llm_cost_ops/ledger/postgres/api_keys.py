@@ -28,8 +28,8 @@ _ADD = (
 class PostgresKeys:
     """The KeyStore of a PostgresLedger.
 
-    No key is remembered between calls, so that what another server revoked is revoked here. The secret
-    is: once made, it never changes.
+    No key is remembered between calls, so that what another server revoked is revoked here; calls that wait
+    at the same time share a look. The secret is remembered: once made, it never changes.
     """
 
     def __init__(self, workers: Workers) -> None:
@@ -38,11 +38,11 @@ class PostgresKeys:
 
     async def any(self, context: CallContext) -> bool:
         """Whether there is or was a key; see KeyStore."""
-        return await self._run(_any, context)
+        return await self._run(_any, context, kind=_any)
 
     async def find(self, key_id: str, context: CallContext) -> ApiKey | None:
         """The key with an id; see KeyStore."""
-        return await self._run(partial(_find, key_id=key_id), context)
+        return await self._run(partial(_find, key_id=key_id), context, kind=(_find, key_id))
 
     async def all(self, context: CallContext) -> list[ApiKey]:
         """Every key; see KeyStore."""

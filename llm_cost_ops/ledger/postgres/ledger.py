@@ -47,10 +47,11 @@ __all__ = ["PostgresLedger"]
 T = TypeVar("T")
 
 _ERASED_AT_ONCE = _REMOVED_AT_ONCE = 250
-FOLD_EVERY = 2000
+FOLD_EVERY = 5000
 """Rows of an organization that a process writes before it has its sums folded.
 
-A query takes some microseconds for each row of delta; to fold few at a time takes as long as to write them.
+A query takes a microsecond or two for each row of delta. To fold them takes the database about 2 us a record
+at 5,000 and 3.5 at 2,000, where there are 1,750 series and users; to write a record takes it 9.
 """
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import suppress
+from math import inf
 from threading import Condition, Thread, current_thread
 from typing import Any, Generic, TypeVar
 
@@ -46,12 +47,20 @@ _IDLE = 60.0
 class Ticket(Generic[T]):
     """A job and who waits for it."""
 
-    __slots__ = ("abandoned", "future", "job", "repeatable", "until", "writes")
+    __slots__ = ("abandoned", "future", "job", "kind", "repeatable", "until", "writes")
 
     def __init__(
-        self, job: Job[T], until: float | None, *, repeatable: bool = True, writes: bool = False
+        self,
+        job: Job[T],
+        until: float | None,
+        *,
+        repeatable: bool = True,
+        writes: bool = False,
+        kind: Hashable = None,
     ) -> None:
         self.job = job
+        self.kind = kind
+        """Unless None: jobs of one kind that wait at the same time are done as one."""
         self.until = until
         self.writes = writes
         self.repeatable = repeatable
@@ -84,6 +93,10 @@ class Ticket(Generic[T]):
             raise
 
 
+def _until(ticket: Ticket[Any]) -> float:
+    return inf if ticket.until is None else ticket.until
+
+
 def until_of(context: CallContext) -> float | None:
     """The deadline on the clock of threads."""
     remaining = context.remaining()
@@ -112,11 +125,17 @@ class Workers:
         self._closing = closing
 
     async def run(
-        self, job: Job[T], context: CallContext, *, writes: bool = False, repeatable: bool = True
+        self,
+        job: Job[T],
+        context: CallContext,
+        *,
+        writes: bool = False,
+        repeatable: bool = True,
+        kind: Hashable = None,
     ) -> T:
-        """Have a job done. `repeatable` says that it may be done twice, as reads may be."""
+        """Have a job done. `repeatable`: it may be done twice, as reads may be; `kind` as in Ticket."""
         context.check_deadline()
-        ticket = Ticket(job, until_of(context), repeatable=repeatable, writes=writes)
+        ticket = Ticket(job, until_of(context), repeatable=repeatable, writes=writes, kind=kind)
         self.put(ticket)
         return await ticket.result(context)
 
@@ -145,13 +164,20 @@ class Workers:
         for thread in threads:
             thread.join(_MAX_WAIT)
 
-    def _next(self) -> Ticket[Any] | None:
+    def _next(self) -> list[Ticket[Any]]:
+        """Wait for a ticket, and take it with all of its kind; none to end the thread."""
         with self._changed:
             self._idle += 1
             try:
-                if not self._changed.wait_for(lambda: self._waiting or self._closing, _IDLE):
-                    return None
-                return self._waiting.popleft() if self._waiting else None
+                self._changed.wait_for(lambda: self._waiting or self._closing, _IDLE)
+                if not self._waiting:
+                    return []
+                first = self._waiting.popleft()
+                if first.kind is None:
+                    return [first]
+                taken = [first, *(each for each in self._waiting if each.kind == first.kind)]
+                self._waiting = deque(each for each in self._waiting if each.kind != first.kind)
+                return taken
             finally:
                 self._idle -= 1
 
@@ -159,10 +185,11 @@ class Workers:
         connected = Connected(self._database)
         changed, threads = self._changed, self._threads
         try:
-            while (ticket := self._next()) is not None:
-                if ticket.future.set_running_or_notify_cancel():
-                    connected.serve(ticket)
-                del ticket  # not kept alive while waiting for the next
+            while tickets := self._next():
+                connected.serve_alike(
+                    [each for each in tickets if each.future.set_running_or_notify_cancel()]
+                )
+                del tickets  # not kept alive while waiting for the next
         finally:
             connected.close()
             with changed:
@@ -182,6 +209,22 @@ class Connected:
             ticket.future.set_result(self.attempt(ticket))
         except BaseException as error:  # noqa: BLE001 - it is the caller's to raise
             ticket.future.set_exception(error)
+
+    def serve_alike(self, tickets: list[Ticket[Any]]) -> None:
+        """Do jobs of one kind as one, for who waits longest; for the next, should that one go away."""
+        tickets.sort(key=_until)
+        while tickets:
+            longest = tickets.pop()
+            self.serve(longest)
+            error = longest.future.exception()
+            if error is not None and longest.abandoned:
+                continue
+            for ticket in tickets:
+                if error is None:
+                    ticket.future.set_result(longest.future.result())
+                else:
+                    ticket.future.set_exception(error)
+            return
 
     def attempt(self, ticket: Ticket[T]) -> T:
         """Do a job, again where the connection was lost and nothing can have come of it."""

@@ -135,8 +135,8 @@ class AsyncGrpcTransport(_GrpcTransport):
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
-            for gone in [known for known in self._pools if known.is_closed()]:
-                del self._pools[gone]
+            for gone in [known for known in list(self._pools) if known.is_closed()]:
+                self._pools.pop(gone, None)
             pool = self._pools[loop] = self._open()
         return pool
 

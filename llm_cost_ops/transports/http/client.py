@@ -14,12 +14,10 @@ from collections.abc import (
     AsyncGenerator,
     Awaitable,
     Callable,
-    MutableMapping,
 )
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
 
 import httpcore
 import httpx
@@ -250,7 +248,7 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
 
     def __init__(self, base_url: str, **settings: Any) -> None:
         super().__init__(base_url, **settings)
-        self._pools: MutableMapping[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
+        self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
 
     async def unary_unary(self, request: object, context: CallContext) -> object:
         """Send the request, and return the response or raise RpcError."""
@@ -323,7 +321,13 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
 
     def _pool(self) -> _Pool:
         loop = asyncio.get_running_loop()
-        return self._pools.get(loop) or self._pools.setdefault(loop, self._open())
+        pool = self._pools.get(loop)
+        if pool is None:
+            # Their sockets hold their loops: neither would be collected while they are kept here.
+            for gone in [known for known in list(self._pools) if known.is_closed()]:
+                self._pools.pop(gone, None)
+            pool = self._pools[loop] = self._open()
+        return pool
 
     def _open(self) -> _Pool:
         queue = CallQueue(self._in_flight)

@@ -185,8 +185,11 @@ def test_prices_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
     assert run("prices", "show", "openai", "gpt-4o") == 0
     assert capsys.readouterr().out == shown
     assert run("prices", "list", "no", "such", "model") == 1
-    assert "No model" in capsys.readouterr().out
+    assert "No model of the catalog has such a name.\n" in capsys.readouterr().out
+    assert run("prices", "list", "gpt4o") == 1
+    assert "such a name; did you mean openai/gpt-4o, " in capsys.readouterr().out
     assert run("prices", "show", "openai/gpt-4oo") == 2
+    assert "has no model 'openai/gpt-4oo'; did you mean openai/gpt-4o, " in capsys.readouterr().err
     assert run("prices", "show", "gpt-4o") == 2
     meant = capsys.readouterr().err.partition("did you mean ")[2]
     assert "openai/gpt-4o" in meant.rstrip("?\n").split(", "), "many providers sell a model of that name"

@@ -29,6 +29,7 @@ from llm_cost_ops import (
     UsageRecord,
     ValidationError,
 )
+from llm_cost_ops.client.observer import Observer
 from llm_cost_ops.client.recorder import MAX_BATCH_RECORDS, Recorder, _moment
 from llm_cost_ops.client.spool import Spool, SpoolBatch
 from llm_cost_ops.exceptions import AuthenticationError, NetworkError
@@ -153,6 +154,19 @@ def test_a_record_of_nobody_is_rejected_with_what_to_do(caplog: pytest.LogCaptur
         report = client.flush(MAX_WAIT)
     assert [item.reason for item in report.rejected] == ["organization_id is required"]
     assert "set LLM_COST_OPS_ORGANIZATION_ID" in caplog.text
+
+
+def test_one_text_is_one_tag_however_it_is_said() -> None:
+    call: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 1}
+    with CostOpsClient(base_url="sqlite://") as client:
+        with client.attribute(organization_id="a", tags="production"):
+            client.usage.submit(**call)
+            client.usage.record(**call)
+        observer = Observer(client, {"organization_id": "a", "tags": "production"})
+        observer.take(lambda: UsageRecord(**call, tags=["seen"]))
+        assert client.flush(MAX_WAIT).delivered == 2
+        tags = [record.tags for record in client.usage.list(sort="ingested_at", order="asc")]
+    assert tags == [["production"], ["production"], ["seen", "production"]]
 
 
 def test_a_dict_in_the_place_of_a_record_is_refused_by_what_it_is(caplog: pytest.LogCaptureFixture) -> None:

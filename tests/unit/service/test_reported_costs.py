@@ -10,6 +10,7 @@ import pytest
 
 from llm_cost_ops import ClientConfig, ConfigurationError, CostOpsClient
 from llm_cost_ops.cli import main
+from llm_cost_ops.server import asgi_app
 from tests.conformance.clients import running_server
 
 CALL: dict[str, Any] = {"model_id": "gpt-4o", "input_tokens": 1000, "output_tokens": 0, "reported_cost": "7"}
@@ -57,3 +58,6 @@ def test_an_import_has_the_setting(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*command, "--base-url", "http://127.0.0.1:1"]) == 2
     with pytest.raises(ConfigurationError, match="reported_providers"):
         ClientConfig(reported_providers="openrouter")
+    with pytest.raises(ConfigurationError, match="reported_providers"):
+        # Each of its letters would be taken for a provider, and no stated cost for one.
+        asgi_app("sqlite://", reported_providers="openrouter")

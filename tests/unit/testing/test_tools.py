@@ -25,6 +25,7 @@ from llm_cost_ops import (
     UsageRecord,
     exceptions,
 )
+from llm_cost_ops.client.spool import Spool
 from llm_cost_ops.interceptors.auth import Auth
 from llm_cost_ops.interceptors.cache import Cache
 from llm_cost_ops.interceptors.circuit_breaker import CircuitBreaker
@@ -40,11 +41,14 @@ from llm_cost_ops.testing import (
     InterceptorCheckError,
     ScriptedTransport,
     VirtualRuntime,
+    async_memory_client,
     check_interceptor,
+    memory_client,
 )
 from llm_cost_ops.types import StreamUsageResponse
 from tests.calls import DONE, PUT, put, sync_channel
 from tests.tiny_service import PutNoteResponse
+from tests.waiting import MAX_WAIT
 
 
 def test_a_script_answers_step_by_step() -> None:
@@ -368,3 +372,25 @@ def test_the_plugin_is_found_and_loads_nothing_by_itself(tmp_path: Path) -> None
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 passed" in done.stdout
+
+
+def test_a_client_in_memory_leaves_the_spool_of_the_environment_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path)
+    spool.append(b'{"organization_id":"o","provider":"p","model_id":"m","idempotency_key":"k"}')
+    spool.close()
+    monkeypatch.setenv("LLM_COST_OPS_SPOOL", str(tmp_path))
+    monkeypatch.setenv("LLM_COST_OPS_TIMEOUT", "nonsense")
+    call: Any = {"organization_id": "o", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 1}
+    with memory_client() as client:
+        client.usage.record(**call)
+        assert client.flush(MAX_WAIT).recorded == 1
+
+    async def recorded() -> int:
+        async with async_memory_client() as client:
+            client.usage.record(**call)
+            return (await client.flush(MAX_WAIT)).recorded
+
+    assert asyncio.run(recorded()) == 1
+    assert Spool(tmp_path).pending == 1

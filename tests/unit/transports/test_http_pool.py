@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import httpcore
 import pytest
@@ -153,3 +155,24 @@ def test_turns_are_first_come_first_served():
         thread.join(MAX_WAIT)
     assert "".join(order) == "abcde"
     assert queue.enter(0)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_loops_that_were_closed_are_let_go_with_their_connections():
+    loops = []
+    with FaultyPeer(answering(GOOD)) as peer:
+        transport = AsyncHttpTransport(peer.url)
+
+        async def run():
+            loops.append(weakref.ref(asyncio.get_running_loop()))
+            call = context(GET_NOTE, MAX_WAIT, asynchronous=True)
+            await transport.unary_unary(GetNoteRequest(id="n"), call)
+
+        for _ in range(5):
+            asyncio.run(run())
+        gc.collect()
+        assert [loop() is not None for loop in loops] == [False] * 4 + [True]
+        transport._pools.clear()
+        gc.collect()
+        assert [loop() for loop in loops] == [None] * 5
+    assert peer.connections == 5

@@ -1,0 +1,118 @@
+"""Jobs that are alike and wait at the same time are done as one. (The database is a stand-in.)"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from threading import Event
+from typing import Any, cast
+
+import pytest
+
+from llm_cost_ops.ledger.postgres.workers import Ticket, Workers
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from tests.waiting import MAX_WAIT
+
+
+class Database:
+    """Its sessions are itself."""
+
+    usable = True
+
+    def connect(self) -> Database:
+        return self
+
+    def keep(self, until: float | None, is_abandoned: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    workers = Workers(cast("Any", Database()), 1)
+    yield workers
+    workers.close()
+
+
+def queued(workers: Workers, *tickets: Ticket[Any]) -> None:
+    """Queue tickets at the only thread while it is busy, and let it go on."""
+    begun, go_on = Event(), Event()
+
+    def busy(_: Any) -> None:
+        begun.set()
+        assert go_on.wait(MAX_WAIT)
+
+    workers.put(Ticket(busy, None))
+    assert begun.wait(MAX_WAIT)
+    for ticket in tickets:
+        workers.put(ticket)
+    go_on.set()
+
+
+def test_jobs_of_one_kind_are_done_once_and_others_each(workers: Workers) -> None:
+    done: list[str] = []
+
+    def ticket(name: str, kind: str | None) -> Ticket[str]:
+        def job(_: Any) -> str:
+            done.append(name)
+            return f"of {name}"
+
+        return Ticket(job, None, kind=kind)
+
+    names = [("a1", "a"), ("alone", None), ("b1", "b"), ("a2", "a"), ("b2", "b"), ("lone", None), ("a3", "a")]
+    tickets = {name: ticket(name, kind) for name, kind in names}
+    queued(workers, *tickets.values())
+    answers = {name: each.future.result(MAX_WAIT) for name, each in tickets.items()}
+    assert sorted(name[:1] for name in done) == ["a", "a", "b", "l"]
+    for kind in "ab":
+        [one] = {answer for name, answer in answers.items() if name[0] == kind and name[1:].isdigit()}
+        assert one.removeprefix("of ") in done
+    assert answers["alone"] == "of alone"
+    assert answers["lone"] == "of lone"
+    # Nothing is remembered: what comes later is done again.
+    later = ticket("later", "a")
+    workers.put(later)
+    assert later.future.result(MAX_WAIT) == "of later"
+
+
+def test_it_is_done_for_who_waits_longest_and_nobody_else_who_leaves(workers: Workers) -> None:
+    """A caller with little time left, or one who has gone away, ends no look of the others."""
+    done: list[float | None] = []
+    now = time.monotonic()
+    untils = [now + 500, now + 900, None, now + 700]
+    tickets: list[Ticket[Any]] = []
+
+    def of(at: int) -> Any:
+        def job(_: Any) -> str:
+            done.append(untils[at])
+            if untils[at] is None:
+                # As a statement ends whose caller leaves.
+                tickets[at].abandoned = True
+                raise RpcError(StatusCode.DEADLINE_EXCEEDED, "left")
+            return "found"
+
+        return job
+
+    tickets += [Ticket(of(at), until, kind="k") for at, until in enumerate(untils)]
+    cancelled: Ticket[Any] = Ticket(of(0), None, kind="k")
+    cancelled.future.cancel()
+    queued(workers, *tickets, cancelled)
+    assert [each.future.result(MAX_WAIT) for each in tickets if each.until is not None] == ["found"] * 3
+    assert done == [None, now + 900]
+
+
+def test_what_fails_for_one_fails_for_all_of_its_kind(workers: Workers) -> None:
+    done = []
+
+    def job(_: Any) -> None:
+        done.append(True)
+        raise RpcError(StatusCode.FAILED_PRECONDITION, "no such database")
+
+    tickets: list[Ticket[Any]] = [Ticket(job, None, kind="k") for _ in range(5)]
+    queued(workers, *tickets)
+    for ticket in tickets:
+        with pytest.raises(RpcError, match="no such database"):
+            ticket.future.result(MAX_WAIT)
+    assert len(done) == 1
