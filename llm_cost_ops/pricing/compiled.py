@@ -50,6 +50,8 @@ _UNKNOWN = UsageQuality.UNKNOWN
 
 # A meter, the rate that prices it, None without one, and its count (thousandths for AUDIO_SECONDS).
 Charge = tuple[str, "CompiledRate | None", int]
+# The prices of INPUT and OUTPUT, and what of these CACHE_READ, CACHE_WRITE, CACHE_WRITE_EXTENDED (more than
+# CACHE_WRITE) and REASONING cost more, or less.
 _Row = tuple[int, int, int, int, int, int]
 
 
@@ -207,7 +209,9 @@ class CompiledCard:
         self._bounds = sorted({start for rate in used if rate is not None for start in rate.starts})
         for basis in [-1, *self._bounds]:
             prices = [0 if rate is None else rate.steps[rate.step_at(basis)][0] for rate in used]
-            self._rows.append((prices[0], prices[1], prices[2], prices[3], prices[4], prices[5]))
+            uncached, reads, writes, long_writes, outputs, thoughts = prices
+            details = (reads - uncached, writes - uncached, long_writes - writes, thoughts - outputs)
+            self._rows.append((uncached, outputs, *details))
         for meter, rate in self.rates.items():
             if meter not in TOKEN_METERS and rate.simple and not rate.starts:
                 key = "audio_ms" if meter == "AUDIO_SECONDS" else meter.lower()
@@ -250,15 +254,12 @@ class CompiledCard:
                     row = rows[0]
                 else:
                     row = self._row(read + written if self.by_total else read)
-                uncached, reads, writes, long_writes, outputs, thoughts = row
-                units = (
-                    text * uncached
-                    + cached * reads
-                    + (stored - extended) * writes
-                    + extended * long_writes
-                    + (written - reasoning) * outputs
-                    + reasoning * thoughts
-                )
+                inputs, outputs, reads, writes, long_writes, thoughts = row
+                units = read * inputs + written * outputs
+                if cached:
+                    units += cached * reads
+                if stored or reasoning:
+                    units += stored * writes + extended * long_writes + reasoning * thoughts
                 if not record.meters:
                     return units + self._fee, _PRICED
                 if (others := self._units_total(record.meters)) is not None:

@@ -6,9 +6,11 @@ import decimal
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
+from unittest import mock
 
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import (
     ModalityTokens,
@@ -21,10 +23,10 @@ from llm_cost_ops._gen.messages import (
     UsageRecord,
 )
 from llm_cost_ops.pricing.calculator import calculate_cost
-from llm_cost_ops.pricing.compiled import compile_card
+from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
 from llm_cost_ops.pricing.meters import RATE_FALLBACKS
 from llm_cost_ops.pricing.money import to_units
-from llm_cost_ops.rules.meters import INPUT_METERS, OUTPUT_METERS, TOKEN_METERS
+from llm_cost_ops.rules.meters import INPUT_METERS, OUTPUT_METERS, PLAIN_METERS, TOKEN_METERS
 from llm_cost_ops.rules.usage import check_usage
 from tests.metered import split_meters
 
@@ -226,6 +228,36 @@ def test_integers_fractions_and_decimals_agree(card: RateCard, record: UsageReco
             lambda line, per: (line / per).quantize(Decimal("1E-12"), rounding=decimal.ROUND_HALF_EVEN),
         )
     assert Fraction(in_decimals) == expected
+
+
+WHOLE = st.decimals(0, 600, places=6, allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def usual_cards(draw: st.DrawFn) -> RateCard:
+    """Of every kind of token, each a whole number of 10^-12."""
+    bounds = sorted(draw(st.lists(st.integers(0, 300_000), max_size=2, unique=True)))
+    return RateCard(
+        rates=[
+            Rate(
+                meter=meter,
+                price=draw(WHOLE),
+                tiers=[PriceTier(above=above, price=draw(WHOLE)) for above in bounds],
+            )
+            for meter in PLAIN_METERS
+        ],
+        tier_basis=draw(st.sampled_from(list(TierBasis))),
+    )
+
+
+@given(usual_cards(), records())
+def test_the_integer_path_has_the_same_costs(card: RateCard, record: UsageRecord) -> None:
+    record = replace(record, modality=None, meters={}, request_count=None)
+    expected, _ = _oracle(card, record, Fraction, _round_fraction)
+    with mock.patch.object(CompiledCard, "_exact_total", side_effect=AssertionError("not whole numbers")):
+        units, status = compile_card(card).total(record)
+    assert units is not None
+    assert (Fraction(units, 10**12), status) == (expected, "priced")
 
 
 @given(records())

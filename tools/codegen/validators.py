@@ -156,8 +156,7 @@ def _check(type_: Type, rules: Rules, name: str, v: str, required: bool = False)
 
 def _many(field: Field, v: str) -> str:
     type_, rules, name = field.type, field.options.rules, f'"{field.rest_name}"'
-    arguments = [v, name, "violations"]
-    arguments += [f"max_items={rules.max_items}"] * (rules.max_items is not None)
+    arguments = [v, name, "violations", *[f"max_items={rules.max_items}"] * (rules.max_items is not None)]
     arguments += ["required=True"] * rules.required
     if field.key is not None:
         at, kind, check = f"entry({name}, k)", "dict", "check_entries"
