@@ -72,7 +72,18 @@ class SpoolBatch(msgspec.Struct, kw_only=True):
 class _Segment:
     """A segment that this process may read, and delete: its own, or one of a process that is dead."""
 
-    __slots__ = ("damaged", "descriptor", "finished", "name", "read", "records", "size", "syncing", "taken")
+    __slots__ = (
+        "damaged",
+        "descriptor",
+        "finished",
+        "name",
+        "read",
+        "records",
+        "size",
+        "synced",
+        "syncing",
+        "taken",
+    )
 
     def __init__(self, name: str, descriptor: int) -> None:
         self.name = name
@@ -82,6 +93,8 @@ class _Segment:
         self.size = os.fstat(descriptor).st_size
         self.records = 0
         self.damaged = 0
+        # Up to where an fsync has it on disk.
+        self.synced = 0
         # Who waits for its fsync, the last of whom closes it where it is finished meanwhile.
         self.syncing = 0
         self.finished = False
@@ -114,7 +127,6 @@ class Spool:
         self._lock = threading.Lock()
         self._fsync = threading.Lock()
         self._reading = threading.Lock()
-        self._synced = 0
         self._current: _Segment | None = None
         self._segments: list[_Segment] = []
         self._bytes = 0
@@ -287,12 +299,11 @@ class Spool:
     def _sync_to(self, segment: _Segment, end: int) -> None:
         """Have a segment on disk up to a place; who waits here meanwhile is done with the same fsync."""
         with self._fsync:
-            if segment.taken >= end or (segment is self._current and self._synced >= end):
+            if segment.taken >= end or segment.synced >= end:
                 return
             size = segment.size
             os.fdatasync(segment.descriptor)
-            if segment is self._current:
-                self._synced = size
+            segment.synced = size
 
     def _adopt(self, name: str) -> _Segment | None:
         try:
