@@ -25,7 +25,7 @@ from llm_cost_ops._gen.validators import validate_usage_record
 from llm_cost_ops.client.attribution import Attributes, current_attributes
 from llm_cost_ops.client.flush_report import MAX_REJECTED, FlushReport, Rejected
 from llm_cost_ops.client.recordable import Recordable, as_it_is, as_they_are
-from llm_cost_ops.client.spool import Spool, SpoolBatch, SpoolFullError
+from llm_cost_ops.client.spool import Spool, SpoolBatch, SpoolFullError, SpoolSyncError
 from llm_cost_ops.client.submitting import Connection, reason_of, submitted
 from llm_cost_ops.config import RecorderConfig
 from llm_cost_ops.exceptions import RecorderFullError
@@ -302,6 +302,8 @@ class Recorder:
                 with self._lock:  # that of _progress, whose own `with` takes as long as the write
                     self._spooled += 1
                 self._spool.append(payload)
+            except SpoolSyncError as error:
+                self._say("sync", f"{error.strerror}; records are kept, unless the machine fails")
             except OSError as error:
                 with self._progress:
                     self._spooled -= 1

@@ -29,7 +29,15 @@ import msgspec
 
 from llm_cost_ops.rpc.ids import uuid7
 
-__all__ = ["MAX_FRAME_BYTES", "Spool", "SpoolBatch", "SpoolError", "SpoolFullError", "SpoolStatus"]
+__all__ = [
+    "MAX_FRAME_BYTES",
+    "Spool",
+    "SpoolBatch",
+    "SpoolError",
+    "SpoolFullError",
+    "SpoolStatus",
+    "SpoolSyncError",
+]
 
 MAX_FRAME_BYTES = 1024 * 1024
 """The largest record; a longer frame is damage."""
@@ -50,6 +58,10 @@ class SpoolError(OSError):
 
 class SpoolFullError(SpoolError):
     """The bound in bytes is reached, or the disk is full: the record was not kept."""
+
+
+class SpoolSyncError(SpoolError):
+    """The fsync failed: the record was kept and will be sent, but may be lost when the machine fails."""
 
 
 class SpoolStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +92,7 @@ class _Segment:
         "read",
         "records",
         "size",
+        "sync_error",
         "synced",
         "syncing",
         "taken",
@@ -93,8 +106,9 @@ class _Segment:
         self.size = os.fstat(descriptor).st_size
         self.records = 0
         self.damaged = 0
-        # Up to where an fsync has it on disk.
+        # Up to where an fsync has it on disk, and why no further one can tell.
         self.synced = 0
+        self.sync_error: OSError | None = None
         # Who waits for its fsync, the last of whom closes it where it is finished meanwhile.
         self.syncing = 0
         self.finished = False
@@ -133,7 +147,11 @@ class Spool:
         self.take_over()
 
     def append(self, payload: bytes) -> None:
-        """Keep a record. SpoolFullError, or another SpoolError when the disk fails: then it was not kept."""
+        """Keep a record.
+
+        Raises SpoolSyncError when it was kept and only its fsync failed; SpoolFullError, or another
+        SpoolError when the disk fails: then it was not kept.
+        """
         if len(payload) > MAX_FRAME_BYTES:
             raise SpoolError(
                 errno.EMSGSIZE, f"a record has {len(payload)} bytes, more than {MAX_FRAME_BYTES}"
@@ -301,9 +319,22 @@ class Spool:
         with self._fsync:
             if segment.taken >= end or segment.synced >= end:
                 return
-            size = segment.size
-            os.fdatasync(segment.descriptor)
-            segment.synced = size
+            if segment.sync_error is None:
+                size = segment.size
+                try:
+                    os.fdatasync(segment.descriptor)
+                except OSError as error:
+                    # The next fsync of this file may succeed without what this one lost: nothing more is
+                    # written to it, and who waits for it is told the same.
+                    segment.sync_error = error
+                    with self._lock:
+                        if segment is self._current:
+                            self._current = None
+                else:
+                    segment.synced = size
+                    return
+            reason = segment.sync_error
+            raise SpoolSyncError(reason.errno, f"the spool can't be synced: {reason.strerror}") from reason
 
     def _adopt(self, name: str) -> _Segment | None:
         try:

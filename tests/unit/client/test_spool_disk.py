@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from llm_cost_ops.client.spool import Spool
-from tests.unit.client.test_spool import drained
+from llm_cost_ops.client.spool import Spool, SpoolSyncError
+from tests.unit.client.test_recorder import Ledger, recording
+from tests.unit.client.test_spool import drained, files
+from tests.waiting import MAX_WAIT, until
 
 
 @pytest.mark.parametrize("sent", [False, True])
@@ -33,3 +38,49 @@ def test_each_record_is_synced_whichever_segment_it_is_in(
         if sent and number % 5 == 4:
             assert len(drained(spool)) == 5
     spool.close()
+
+
+def test_a_failed_fsync_is_told_to_all_who_wait_for_it_and_the_records_are_kept_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, calls = threading.Event(), threading.Event(), []
+
+    def fdatasync(descriptor: int) -> None:
+        calls.append(descriptor)
+        begun.set()
+        assert go_on.wait(MAX_WAIT)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    spool = Spool(tmp_path, durability="disk")
+    with ThreadPoolExecutor(2) as pool:
+        appended = [pool.submit(spool.append, payload) for payload in (b"first", b"second")]
+        assert begun.wait(MAX_WAIT)
+        until(lambda: spool.pending == 2)
+        go_on.set()
+        # The kernel tells of a lost page once: the second fsync of the file would have succeeded.
+        for each in appended:
+            with pytest.raises(SpoolSyncError, match="Input/output error"):
+                each.result(MAX_WAIT)
+    assert len(calls) == 1
+    spool.append(b"third")
+    assert (len(calls), len(files(tmp_path)), spool.pending) == (2, 2, 3)
+    assert sorted(drained(spool)) == [b"first", b"second", b"third"]
+    spool.close()
+
+
+def test_a_record_whose_fsync_failed_is_sent_once_and_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fdatasync(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    ledger = Ledger()
+    with recording(ledger, spool=str(tmp_path / "spool"), durability="disk", overflow="raise") as recorder:
+        for number in range(3):
+            recorder.record(None, {"model_id": "m", "input_tokens": number})
+        report = recorder.flush(MAX_WAIT)
+    assert (report.delivered, report.duplicates, report.spooled, report.pending) == (3, 0, 0, 0)
+    assert "can't be synced: No space left" in caplog.text
