@@ -215,6 +215,9 @@ class Spool:
 
     def set_aside(self, batch: SpoolBatch, payload: bytes) -> None:
         """Keep what is no record, though it came as it was written, beside its segment as *.damaged."""
+        segment = self._find(batch.segment)
+        if segment is not None:
+            segment.damaged += len(payload)
         self._keep_damage(batch.segment, payload)
 
     def give_back(self, batch: SpoolBatch) -> None:
@@ -398,8 +401,8 @@ class Spool:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         with contextlib.suppress(OSError):
             aside = os.open(f"{name}.damaged", flags, 0o600, dir_fd=self._directory)
-            os.write(aside, damage)
-            os.close(aside)
+            with os.fdopen(aside, "wb", buffering=0) as file:
+                file.write(damage)
 
     def _find(self, name: str) -> _Segment | None:
         with self._lock:

@@ -12,7 +12,7 @@ import pytest
 
 from llm_cost_ops.client.spool import Spool, SpoolSyncError
 from tests.unit.client.test_recorder import Ledger, recording
-from tests.unit.client.test_spool import drained, files
+from tests.unit.client.test_spool import drained, files, opened_files
 from tests.waiting import MAX_WAIT, until
 
 
@@ -84,3 +84,21 @@ def test_a_record_whose_fsync_failed_is_sent_once_and_counted_once(
         report = recorder.flush(MAX_WAIT)
     assert (report.delivered, report.duplicates, report.spooled, report.pending) == (3, 0, 0, 0)
     assert "can't be synced: No space left" in caplog.text
+
+
+def test_what_is_set_aside_is_counted_and_its_file_closed_though_it_can_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path)
+    spool.append(b"no record")
+    batch = spool.next_batch(1, 100)
+    assert batch is not None
+    spool.set_aside(batch, batch.payloads[0])
+    assert spool.status().damaged_bytes == len(b"no record")
+    [aside] = files(tmp_path, ".damaged")
+    aside.unlink()
+    aside.symlink_to("/dev/full")
+    monkeypatch.setattr(os, "O_NOFOLLOW", 0)
+    spool.set_aside(batch, batch.payloads[0])
+    assert "/dev/full" not in opened_files()
+    spool.close()
