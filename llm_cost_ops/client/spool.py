@@ -438,9 +438,9 @@ def _frames(segment: _Segment, at: int) -> Iterator[tuple[int, bytes | None]]:
     """
     buffer, start = b"", at
     while True:
-        more = os.pread(
-            segment.descriptor, min(_READ_BYTES, segment.size - start - len(buffer)), start + len(buffer)
-        )
+        # Less than nothing is left of a file that ends within its header.
+        left = max(segment.size - start - len(buffer), 0)
+        more = os.pread(segment.descriptor, min(_READ_BYTES, left), start + len(buffer))
         buffer += more
         offset = 0
         while len(buffer) - offset >= _FRAME.size:

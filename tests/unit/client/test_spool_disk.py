@@ -102,3 +102,14 @@ def test_what_is_set_aside_is_counted_and_its_file_closed_though_it_can_not_be_w
     spool.set_aside(batch, batch.payloads[0])
     assert "/dev/full" not in opened_files()
     spool.close()
+
+
+@pytest.mark.parametrize("length", [0, 3, 8])
+def test_a_segment_that_lost_its_content_with_the_machine_is_deleted(length: int, tmp_path: Path) -> None:
+    (tmp_path / "a.segment").write_bytes(b"LCOS\x01\0\0\0"[:length])
+    spool = Spool(tmp_path)
+    spool.append(b"mine")
+    assert (spool.pending, drained(spool)) == (1, [b"mine"])
+    assert list(tmp_path.iterdir()) == []
+    assert spool.status().bytes == 0
+    spool.close()
