@@ -144,6 +144,8 @@ class Spool:
         self._current: _Segment | None = None
         self._segments: list[_Segment] = []
         self._bytes = 0
+        # Segments that could not be deleted: the next process tries again.
+        self._emptied: set[str] = set()
         self.take_over()
 
     def append(self, payload: bytes) -> None:
@@ -239,7 +241,7 @@ class Spool:
     def take_over(self) -> int:
         """Make the segments of dead processes ours to send, and tell how many records they hold."""
         with self._lock:
-            known = {segment.name for segment in self._segments}
+            known = self._emptied.union(segment.name for segment in self._segments)
         found = 0
         for name in sorted(os.listdir(self._directory)):  # noqa: PTH208  # the folder that was opened, not its path
             if name.endswith(_SUFFIX) and name not in known:
@@ -271,8 +273,7 @@ class Spool:
                 return
             for segment in segments:
                 if segment.taken >= segment.size:
-                    with contextlib.suppress(OSError):
-                        os.unlink(segment.name, dir_fd=self._directory)
+                    self._delete(segment)
                 _close(segment)
             os.close(self._directory)
             self._directory = -1
@@ -418,17 +419,29 @@ class Spool:
                 self._current = None
             self._segments.remove(segment)
             self._bytes -= segment.size
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(segment.name, dir_fd=self._directory)
+            self._delete(segment)
             _close(segment)
             return segment.records
+
+    def _delete(self, segment: _Segment) -> None:
+        """Delete a segment; where that can't be, empty it, lest it is sent again. The lock is held."""
+        try:
+            os.unlink(segment.name, dir_fd=self._directory)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._emptied.add(segment.name)
+            _log.warning("the spool's %s can't be deleted, and is emptied: %s", segment.name, error.strerror)
+            with contextlib.suppress(OSError):
+                os.ftruncate(segment.descriptor, len(_HEADER))
 
 
 def _close(segment: _Segment) -> None:
     """Let go of a segment's file, once nobody waits for its fsync. The lock is held."""
     segment.finished = True
     if not segment.syncing:
-        os.close(segment.descriptor)
+        with contextlib.suppress(OSError):
+            os.close(segment.descriptor)
 
 
 def _frames(segment: _Segment, at: int) -> Iterator[tuple[int, bytes | None]]:

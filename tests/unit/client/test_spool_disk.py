@@ -113,3 +113,48 @@ def test_a_segment_that_lost_its_content_with_the_machine_is_deleted(length: int
     assert list(tmp_path.iterdir()) == []
     assert spool.status().bytes == 0
     spool.close()
+
+
+def no_unlink(*_: object, **__: object) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_a_batch_whose_segment_can_not_be_deleted_is_told_and_is_not_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger, told = Ledger(), []
+    folder = tmp_path / "spool"
+    with recording(
+        ledger, spool=str(folder), on_result=lambda _, result: told.append(result.status)
+    ) as recorder:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "unlink", no_unlink)
+            recorder.record(None, {"model_id": "m"})
+            assert recorder.flush(MAX_WAIT).delivered == 1
+            until(lambda: told)
+        recorder._take_over()
+        report = recorder.flush(MAX_WAIT)
+    assert (len(told), report.delivered, report.duplicates, report.spooled) == (1, 1, 0, 0)
+    assert "can't be deleted" in caplog.text
+    assert not [link for link in opened_files() if link.startswith(f"{folder}/")]
+    # The next process finds no records in it, and deletes it.
+    [left] = files(folder)
+    assert left.stat().st_size == 8
+    spool = Spool(folder)
+    assert (spool.pending, drained(spool), files(folder)) == (0, [], [])
+    spool.close()
+
+
+def test_what_was_dropped_with_a_segment_that_can_not_be_deleted_stays_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path)
+    spool.append(b"record")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", no_unlink)
+        assert spool.drop_oldest() == 1
+        assert (spool.take_over(), spool.pending) == (0, 0)
+        spool.close()
+    after = Spool(tmp_path)
+    assert after.pending == 0
+    after.close()
