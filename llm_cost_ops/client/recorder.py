@@ -196,9 +196,7 @@ class Recorder:
         return self.report()
 
     def forget(self) -> None:
-        """In a forked child: what waits is the parent's to send, and so is its spool."""
-        if self._spool is not None:
-            self._spool.forget()
+        """In a forked child: what waits is the parent's to send; its spool forgets by itself."""
         self._begin_anew()
 
     def before_fork(self, until: float) -> None:

@@ -21,12 +21,14 @@ import os
 import stat
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from zlib import crc32
 
 import msgspec
 
+from llm_cost_ops.rpc.forks import forget_in_children, quiesce_for_forks
 from llm_cost_ops.rpc.ids import uuid7
 
 __all__ = [
@@ -146,7 +148,17 @@ class Spool:
         self._bytes = 0
         # Segments that could not be deleted: the next process tries again.
         self._emptied: set[str] = set()
-        self.take_over()
+        # Every file that is open here, since a child that keeps one keeps its lock; none is opened or closed
+        # in the middle of a fork.
+        self._opening = threading.RLock()
+        self._descriptors: set[int] = set()
+        forget_in_children(self)
+        quiesce_for_forks(self)
+        try:
+            self.take_over()
+        except BaseException:
+            self.close()
+            raise
 
     def append(self, payload: bytes) -> None:
         """Keep a record.
@@ -185,7 +197,7 @@ class Spool:
                 with self._lock:
                     segment.syncing -= 1
                     if segment.finished:
-                        _close(segment)
+                        self._close(segment)
 
     def next_batch(self, max_records: int, max_bytes: int) -> SpoolBatch | None:
         """Records that no batch has yet, the oldest segment first; None when there are none.
@@ -274,25 +286,57 @@ class Spool:
             for segment in segments:
                 if segment.taken >= segment.size:
                     self._delete(segment)
-                _close(segment)
+                self._close(segment)
             os.close(self._directory)
             self._directory = -1
 
     def forget(self) -> None:
-        """In a forked child: the segments are the parent's, whose lock the child's copies would keep."""
-        segments, self._segments, self._current, self._bytes = self._segments, [], None, 0
+        """In a forked child: the segments are the parent's, whose locks the child's copies would keep."""
+        descriptors, self._descriptors = self._descriptors, set()
+        self._segments, self._current, self._bytes = [], None, 0
         self._lock, self._fsync, self._reading = threading.Lock(), threading.Lock(), threading.Lock()
-        for segment in segments:
+        self._opening = threading.RLock()
+        for descriptor in descriptors:
             # A lock of flock belongs to the open file, which both have: closing the copy releases nothing.
-            os.close(segment.descriptor)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    def before_fork(self, until: float) -> None:
+        """Have no file half opened: the child would not know that it has it."""
+        self._held = self._opening.acquire(timeout=max(until - time.monotonic(), 0.0))
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        if self._held:
+            self._opening.release()
+
+    def after_fork_in_child(self) -> None:
+        """Nothing is left to do after `forget`."""
+
+    def _open(self, name: str, flags: int) -> int:
+        with self._opening:
+            flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(name, flags, 0o600, dir_fd=self._directory)
+            self._descriptors.add(descriptor)
+            return descriptor
+
+    def _let_go(self, descriptor: int) -> None:
+        with self._opening, contextlib.suppress(OSError):
+            self._descriptors.discard(descriptor)
+            os.close(descriptor)
+
+    def _close(self, segment: _Segment) -> None:
+        """Let go of a segment's file, once nobody waits for its fsync. The lock is held."""
+        segment.finished = True
+        if not segment.syncing:
+            self._let_go(segment.descriptor)
 
     def _begin_segment(self) -> _Segment:
         name = f"{uuid7()}{_SUFFIX}"
         # It gets its name once it is locked, lest another process takes it for one of the dead.
         unlocked = f"{name}.new"
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            descriptor = os.open(unlocked, flags, 0o600, dir_fd=self._directory)
+            descriptor = self._open(unlocked, os.O_CREAT | os.O_EXCL | os.O_APPEND)
         except OSError as error:
             raise _full(error) from error
         try:
@@ -303,7 +347,7 @@ class Spool:
             if self._sync:
                 os.fsync(self._directory)
         except OSError as error:
-            os.close(descriptor)
+            self._let_go(descriptor)
             with contextlib.suppress(OSError):
                 os.unlink(unlocked, dir_fd=self._directory)
             raise _full(error) from error
@@ -342,7 +386,7 @@ class Spool:
 
     def _adopt(self, name: str) -> _Segment | None:
         try:
-            descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+            descriptor = self._open(name, 0)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 _log.warning("the spool's %s can't be opened and is left alone: %s", name, error.strerror)
@@ -355,10 +399,15 @@ class Spool:
         except OSError:
             gone = True
         if gone or not self._is_ours(name, header):
-            os.close(descriptor)
+            self._let_go(descriptor)
             return None
         segment = _Segment(name, descriptor)
-        segment.records = sum(1 for frame in _frames(segment, len(_HEADER)) if frame[1] is not None)
+        try:
+            segment.records = sum(1 for frame in _frames(segment, len(_HEADER)) if frame[1] is not None)
+        except OSError:
+            # Locked by nobody it is found again, once it can be read.
+            self._let_go(descriptor)
+            raise
         with self._lock:
             self._segments.append(segment)
             self._bytes += segment.size
@@ -420,7 +469,7 @@ class Spool:
             self._segments.remove(segment)
             self._bytes -= segment.size
             self._delete(segment)
-            _close(segment)
+            self._close(segment)
             return segment.records
 
     def _delete(self, segment: _Segment) -> None:
@@ -434,14 +483,6 @@ class Spool:
             _log.warning("the spool's %s can't be deleted, and is emptied: %s", segment.name, error.strerror)
             with contextlib.suppress(OSError):
                 os.ftruncate(segment.descriptor, len(_HEADER))
-
-
-def _close(segment: _Segment) -> None:
-    """Let go of a segment's file, once nobody waits for its fsync. The lock is held."""
-    segment.finished = True
-    if not segment.syncing:
-        with contextlib.suppress(OSError):
-            os.close(segment.descriptor)
 
 
 def _frames(segment: _Segment, at: int) -> Iterator[tuple[int, bytes | None]]:

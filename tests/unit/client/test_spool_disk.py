@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,6 +118,10 @@ def test_a_segment_that_lost_its_content_with_the_machine_is_deleted(length: int
     spool.close()
 
 
+def segments_open_in(folder: Path) -> list[str]:
+    return [link for link in opened_files() if link.startswith(f"{folder}/")]
+
+
 def no_unlink(*_: object, **__: object) -> None:
     raise OSError(errno.EROFS, "Read-only file system")
 
@@ -136,7 +143,7 @@ def test_a_batch_whose_segment_can_not_be_deleted_is_told_and_is_not_sent_again(
         report = recorder.flush(MAX_WAIT)
     assert (len(told), report.delivered, report.duplicates, report.spooled) == (1, 1, 0, 0)
     assert "can't be deleted" in caplog.text
-    assert not [link for link in opened_files() if link.startswith(f"{folder}/")]
+    assert segments_open_in(folder) == []
     # The next process finds no records in it, and deletes it.
     [left] = files(folder)
     assert left.stat().st_size == 8
@@ -157,4 +164,144 @@ def test_what_was_dropped_with_a_segment_that_can_not_be_deleted_stays_dropped(
         spool.close()
     after = Spool(tmp_path)
     assert after.pending == 0
+    after.close()
+
+
+def left_by_another_process(folder: Path, *payloads: bytes) -> None:
+    spool = Spool(folder)
+    for payload in payloads:
+        spool.append(payload)
+    spool.close()
+
+
+def exit_status_of_a_child(check: Callable[[], bool]) -> int:
+    child = os.fork()
+    if child == 0:
+        status = 2
+        try:
+            status = 0 if check() else 1
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_fork_while_another_thread_opens_the_spool_keeps_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_by_another_process(tmp_path, b"left")
+    taken, go_on, take_over = threading.Event(), threading.Event(), Spool.take_over
+
+    def slowly(self: Spool) -> int:
+        found = take_over(self)
+        taken.set()
+        assert go_on.wait(MAX_WAIT)
+        return found
+
+    monkeypatch.setattr(Spool, "take_over", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        opened = pool.submit(Spool, tmp_path)
+        assert taken.wait(MAX_WAIT)
+        assert exit_status_of_a_child(lambda: segments_open_in(tmp_path) == []) == 0
+        go_on.set()
+        spool = opened.result(MAX_WAIT)
+    assert drained(spool) == [b"left"]
+    spool.close()
+
+
+class Announced:
+    """The spool's lock, which says when a fork waits for it."""
+
+    def __init__(self, lock: AbstractContextManager[bool], asked: threading.Event) -> None:
+        self.lock: Any = lock
+        self.asked = asked
+
+    def acquire(self, timeout: float) -> bool:
+        self.asked.set()
+        return bool(self.lock.acquire(timeout=timeout))
+
+    def release(self) -> None:
+        self.lock.release()
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+@pytest.mark.parametrize("of_whom", ["of another process", "of its own"])
+def test_a_fork_while_another_thread_opens_a_segment_keeps_no_lock(
+    of_whom: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path)
+    if of_whom == "of another process":
+        left_by_another_process(tmp_path, b"record")
+    opened, go_on, real = threading.Event(), threading.Event(), os.open
+    monkeypatch.setattr(spool, "_opening", Announced(spool._opening, go_on))
+
+    def slowly(*arguments: Any, **keywords: Any) -> int:
+        descriptor = real(*arguments, **keywords)
+        opened.set()
+        assert go_on.wait(MAX_WAIT)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(lambda: spool.take_over() or spool.append(b"record"))
+        assert opened.wait(MAX_WAIT)
+        assert exit_status_of_a_child(lambda: segments_open_in(tmp_path) == []) == 0
+        go_on.set()
+        done.result(MAX_WAIT)
+    assert drained(spool) == [b"record"]
+    spool.close()
+
+
+def test_a_child_keeps_no_file_of_a_segment_that_is_still_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path, durability="disk")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def fdatasync(_: int) -> None:
+        begun.set()
+        assert go_on.wait(MAX_WAIT)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(spool.append, b"record")
+        assert begun.wait(MAX_WAIT)
+        assert drained(spool) == [b"record"]
+        assert len(segments_open_in(tmp_path)) == 1
+        assert exit_status_of_a_child(lambda: segments_open_in(tmp_path) == []) == 0
+        go_on.set()
+        done.result(MAX_WAIT)
+    assert segments_open_in(tmp_path) == []
+    spool.close()
+
+
+@pytest.mark.parametrize("at", ["the start", "a later look"])
+def test_a_segment_that_can_not_be_read_for_a_while_is_found_later(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path) if at == "a later look" else None
+    left_by_another_process(tmp_path, b"left")
+    left_by_another_process(tmp_path, b"left")
+    assert len(files(tmp_path)) == 2
+    real, read = os.pread, set()
+
+    def pread(descriptor: int, length: int, offset: int) -> bytes:
+        if offset:
+            read.add(descriptor)
+        if len(read) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(descriptor, length, offset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", pread)
+        with pytest.raises(OSError, match="Input/output"):
+            spool.take_over() if spool else Spool(tmp_path)
+    assert len(segments_open_in(tmp_path)) == (1 if spool else 0)
+    after = spool or Spool(tmp_path)
+    after.take_over()
+    assert drained(after) == [b"left", b"left"]
     after.close()
