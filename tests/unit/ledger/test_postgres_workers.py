@@ -119,7 +119,7 @@ def test_what_fails_for_one_fails_for_all_of_its_kind(workers: Workers) -> None:
 
 
 def test_who_leaves_while_a_job_of_its_kind_is_done_is_not_served(workers: Workers) -> None:
-    """As callers of a look for a key that a lock holds up: each would be a look of its own, and a connection."""
+    """As callers of a look for a key that a lock holds up: each would be a look of its own."""
     done: list[str] = []
     begun, go_on = Event(), Event()
 
