@@ -16,7 +16,7 @@ PUT = PutNoteRequest(note=Note(id="n"))
 DONE = Note(id="n", text="done")
 
 
-def fill_key(request: Any, key: str, make: Callable[[], str], _beside: bool = False) -> tuple[Any, str]:
+def fill_key(request: Any, key: str, make: Callable[[], str]) -> tuple[Any, str]:
     return request, key or make()
 
 

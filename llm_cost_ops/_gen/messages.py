@@ -1305,6 +1305,10 @@ class BatchSubmitUsageRequest(MessageStruct, kw_only=True, omit_defaults=True, g
 
     records: list[UsageRecord] = []
     """The records, at most 10,000."""
+    idempotency_key: str = ""
+    """Makes the batch count once: a record without a key of its own has this one with ":" and its place in the
+    batch behind it, from 0. It goes before a key that stands beside the request.
+    """
 
 
 class RecordError(MessageStruct, kw_only=True, gc=False):

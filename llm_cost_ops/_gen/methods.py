@@ -388,7 +388,7 @@ BATCH_SUBMIT_USAGE: MethodDescriptor[BatchSubmitUsageRequest, BatchSubmitUsageRe
     request=BATCH_SUBMIT_USAGE_REQUEST,
     response=BATCH_SUBMIT_USAGE_RESPONSE,
     http=HttpRule("POST", "/api/v1/usage/batch", "*", 200, (), BATCH_SUBMIT_USAGE_REQUEST),
-    fill_key=fill_idempotency_key("records", "idempotency_key"),
+    fill_key=fill_idempotency_key("idempotency_key"),
     unwrap="data",
 )
 """Records many LLM calls in one transaction. A bad record harms only itself: results are per

@@ -6388,8 +6388,8 @@ def decode_submit_usage_response(
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_BATCH_SUBMIT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("records", "records")}
-_BATCH_SUBMIT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10])
+_BATCH_SUBMIT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("records", "records"), 18: ("idempotency_key", "")}
+_BATCH_SUBMIT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
 
 
 def encode_batch_submit_usage_request(m: BatchSubmitUsageRequest) -> bytes:
@@ -6407,6 +6407,9 @@ def encode_batch_submit_usage_request(m: BatchSubmitUsageRequest) -> bytes:
                 w(SHORT[n] if n < 16384 else varint(n))
                 w(b)
             i = -1
+        if v2 := m.idempotency_key:
+            at = "idempotency_key"
+            write_sized(w, b"\x12", v2.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
@@ -6438,6 +6441,9 @@ def decode_batch_submit_usage_request(
                     x1(decode_usage_record(data[s:pos], 0, n, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
+                m.idempotency_key = data[s:pos].decode()
             else: data, pos, end = skip_unknown(data, pos, end, _BATCH_SUBMIT_USAGE_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:

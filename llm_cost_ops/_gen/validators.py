@@ -635,9 +635,11 @@ def validate_batch_submit_usage_request(
 ) -> None:
     """Check a BatchSubmitUsageRequest."""
     start = len(violations)
-    (_, records_) = astuple(m) if type(m) is BatchSubmitUsageRequest else astuple(m)[:2]
+    (_, records_, idempotency_key_) = astuple(m) if type(m) is BatchSubmitUsageRequest else astuple(m)[:3]
     if check_items(records_, "records", violations, max_items=10000, required=True):
         check_messages(records_, "records", violations, UsageRecord, validate_usage_record)
+    if idempotency_key_ is not EMPTY and (type(idempotency_key_) is not str or len(idempotency_key_) > 250 or not idempotency_key_.isprintable()):
+        check_text(idempotency_key_, "idempotency_key", violations, 250)
     if path and len(violations) != start:
         relocate(violations, start, path)
 

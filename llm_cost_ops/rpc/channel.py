@@ -66,7 +66,6 @@ class _Core:
         public_error: PublicError | None,
     ) -> None:
         self.transport = transport
-        self._key_beside = getattr(transport, "key_beside", False)
         self._closable: Any = transport if hasattr(transport, "closed") else _Open
         self.runtime = runtime
         self.raw = False
@@ -158,9 +157,7 @@ class _Core:
         try:
             context = self.begin(method, timeout, headers, retry, idempotency_key)
             if method.fill_key is not None:
-                request, context.idempotency_key = method.fill_key(
-                    request, idempotency_key, context.identify, self._key_beside
-                )
+                request, context.idempotency_key = method.fill_key(request, idempotency_key, context.identify)
             response = await self._unary_unary(request, context)
         except RpcError as error:
             raise self.refused(error) from error.__cause__

@@ -204,10 +204,6 @@ class CallContext(msgspec.Struct, gc=False):
             )
 
 
-# With a number behind it, it is no longer than a record's may be.
-_MAX_BESIDE = 200
-
-
 def fits_header(key: str) -> bool:
     """Whether a header carries a key as it is: of one that begins or ends with a space it would lose that."""
     return key.isascii() and key.isprintable() and key == key.strip()
@@ -217,20 +213,16 @@ def fill_idempotency_key(*path: str) -> Callable[..., tuple[Any, str]]:
     """The `fill_key` function of a MethodDescriptor, for the attributes that lead to the key.
 
     A key that is given wins over the request's own; without either one is made. Where the path crosses a
-    list, element i gets "<key>:i", unless it has a key of its own. What has to be changed is copied. Where
-    a transport carries the key `beside` the request, elements are left without: the service makes the same
-    keys. (Not for a key that no header could carry.)
+    list, element i gets "<key>:i", unless it has a key of its own. What has to be changed is copied.
     """
     if len(path) == 1:
         return partial(_fill, path[0])
     outer, name = path
 
-    def fill(request: Any, key: str, make: Callable[[], str], beside: bool = False) -> tuple[object, str]:
+    def fill(request: Any, key: str, make: Callable[[], str]) -> tuple[object, str]:
         message = getattr(request, outer, None)
         if isinstance(message, list):
             key = key or make()
-            if beside and len(key) <= _MAX_BESIDE and fits_header(key):
-                return request, key
             filled: Any = _numbered(message, name, key)
             if not any(map(is_not, filled, message)):
                 return request, key
@@ -257,9 +249,7 @@ def _numbered(messages: list[object], name: str, key: str) -> list[object]:
     return filled
 
 
-def _fill(
-    name: str, message: object, key: str, make: Callable[[], str], _beside: bool = False
-) -> tuple[object, str]:
+def _fill(name: str, message: object, key: str, make: Callable[[], str]) -> tuple[object, str]:
     if not isinstance(message, msgspec.Struct):
         # The validator says what it should have been.
         return message, key or make()

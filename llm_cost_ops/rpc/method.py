@@ -123,10 +123,9 @@ class HttpRule(NamedTuple):
 class MethodDescriptor(Generic[Req, Res]):
     """One method of one service.
 
-    `fill_key(request, key, make, beside)` returns the request, copied where it had to be changed, with its
-    idempotency key filled: from `key` when that is not empty, else from `make()`; and the key. Elements of
-    a list are left without where the transport carries the key `beside` them. It is None for methods that
-    carry none. `success_status` is the HTTP status of an ordinary success.
+    `fill_key(request, key, make)` returns the request, copied where it had to be changed, with its
+    idempotency key filled: from `key` when that is not empty, else from `make()`; and the key. It is
+    None for methods that carry none. `success_status` is the HTTP status of an ordinary success.
     `unwrap` names the response field that the Python method returns, if not the whole response; of a
     stream, it gives the elements of a list one by one.
     """

@@ -7,7 +7,7 @@ of `llm_cost_ops.exceptions`.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,6 +106,13 @@ class RpcError(Exception):
         self.metadata = metadata
         self.body = body
         self.local_detail = local_detail
+
+    def __copy__(self) -> Self:
+        """The same error for another call that failed with it, which adds what it knows of itself."""
+        made = type(self).__new__(type(self), *self.args)
+        vars(made).update(vars(self))
+        made.__cause__ = self.__cause__
+        return made
 
     @property
     def local_message(self) -> str:

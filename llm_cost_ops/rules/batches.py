@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Iterable
 from datetime import datetime
 from typing import Any
 
+from msgspec.structs import replace
+
 from llm_cost_ops._gen.messages import (
     BatchReceipt,
     BatchSubmitUsageRequest,
@@ -14,6 +16,7 @@ from llm_cost_ops._gen.messages import (
     RecordError,
     SubmitResult,
     SubmitStatus,
+    UsageRecord,
 )
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE
 from llm_cost_ops.rpc.context import CallContext
@@ -29,8 +32,8 @@ MAX_VIOLATIONS = 20
 class BatchCheck:
     """Answers the bad records of a batch in the client, so that no codec meets them.
 
-    The good ones are sent, and the results are those of the whole batch, in its order. Keys are made
-    before, so that a record keeps its own whatever happens to its neighbours.
+    The good ones are sent, each with the key that it would have in the whole batch, and the results are those
+    of the whole batch, in its order.
     """
 
     def intercept_unary_unary(
@@ -50,7 +53,11 @@ class BatchCheck:
         places = [place for place in range(len(request.records)) if place not in bad]
         response = BatchSubmitUsageResponse(data=BatchReceipt())
         if places:
-            sent = BatchSubmitUsageRequest(records=[request.records[place] for place in places])
+            # Their places are others now, and so would be the keys that the service makes.
+            key = request.idempotency_key
+            sent = BatchSubmitUsageRequest(
+                records=[_with_key(request.records[at], f"{key}:{at}") for at in places]
+            )
             response = await continuation(sent, context)
         answered = response.data.results if response.data is not None else []
         for short, (place, result) in enumerate(zip(places, answered, strict=False)):
@@ -67,6 +74,10 @@ def _bad(request: BatchSubmitUsageRequest, now: datetime, *, keep_unknown: bool)
         if violations:
             found[place] = refused(violations)
     return found
+
+
+def _with_key(record: UsageRecord, key: str) -> UsageRecord:
+    return record if record.idempotency_key else replace(record, idempotency_key=key)
 
 
 def _moved(result: SubmitResult, short: str, path: str) -> SubmitResult:

@@ -38,11 +38,13 @@ from llm_cost_ops.rules.times import instant
 from llm_cost_ops.rules.usage import check_usage
 from llm_cost_ops.wire.errors import DecodeError
 from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
-from llm_cost_ops.wire.validation import refuse_unknown
+from llm_cost_ops.wire.validation import check_text, refuse_unknown
 
 __all__ = ["CHECKS", "SERVICE_CHECKS", "Check", "Validation", "check_record", "corrected", "keeps_unknown"]
 
 MAX_BATCH = 10_000
+MAX_BATCH_KEY = 250
+"""Characters of a batch's key: with a record's place behind it, it is a key that a record may have."""
 
 _KEEP = (UNKNOWN_FIELDS, "keep")
 
@@ -165,6 +167,7 @@ def _batch(
     _keep_unknown: bool,
 ) -> None:
     """The batch itself; its records are answered one by one."""
+    check_text(request.idempotency_key, "idempotency_key", violations, MAX_BATCH_KEY)
     records: Any = request.records
     if not isinstance(records, list):
         violations.append(Violation("records", "must be a list of UsageRecord"))

@@ -53,11 +53,13 @@ CallObserver = Callable[[ServedCall], None]
 class OpenCalls:
     """How many calls over gRPC are not over: one is when grpcio has sent its status.
 
-    That is after its handler returned; a server that stops in between cuts the answer off.
+    That is after its handler returned; a server that stops in between cuts the answer off. How long it takes
+    is the caller's to say, who may not read: `working` counts handlers that run.
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self.working = 0
 
     def enter(self, grpc_context: Any) -> None:
         """Count a call from now until it is over."""

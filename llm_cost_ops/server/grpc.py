@@ -301,9 +301,10 @@ class _Method:
         request_id = request_id if is_request_id(str(request_id)) else uuid7()
         context: CallContext | None = None
         self._in_flight.enter(grpc_context)
+        self._in_flight.working += 1
         started, traffic.status = self._runtime.monotonic(), "CANCELLED"
         try:
-            if self._in_flight.count > self._limits.max_concurrent_calls:
+            if self._in_flight.working > self._limits.max_concurrent_calls:
                 raise overloaded(self._runtime)
             context = self._context(received, str(request_id), grpc_context)
             if self._admission is not None:
@@ -322,6 +323,7 @@ class _Method:
             hidden = RpcError(StatusCode.INTERNAL, "internal error")
             await _abort(grpc_context, hidden, context, str(request_id))
         finally:
+            self._in_flight.working -= 1
             if self._observe is not None:
                 seconds = self._runtime.monotonic() - started
                 self._observe(traffic.grpc_call(context, self._method.full_name, str(request_id), seconds))

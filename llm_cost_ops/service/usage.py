@@ -42,6 +42,7 @@ from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 from llm_cost_ops.rules.batches import counted, refused
 from llm_cost_ops.rules.chunks import chunks_of
+from llm_cost_ops.rules.requests import MAX_BATCH_KEY
 from llm_cost_ops.rules.usage import CLOCK_SKEW, is_ahead
 from llm_cost_ops.service import corrections
 from llm_cost_ops.service.intake import CONFLICTING, Intake, as_kept, in_utc, new_entry, receipt_of, result_of
@@ -107,6 +108,10 @@ class UsageService:
         self, request: BatchSubmitUsageRequest, context: CallContext
     ) -> BatchSubmitUsageResponse:
         """Record many calls; a bad record harms only itself."""
+        context.idempotency_key = key = request.idempotency_key or context.idempotency_key
+        if len(key) > MAX_BATCH_KEY:  # beside the request
+            rule = f"of a batch must have at most {MAX_BATCH_KEY} characters, not {len(key)}"
+            raise invalid_argument("idempotency_key", rule)
         results = await self._write(request.records, "records[{}]", 0, context)
         return BatchSubmitUsageResponse(data=counted(results), meta=meta_of(context))
 

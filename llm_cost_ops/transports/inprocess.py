@@ -26,9 +26,6 @@ class InProcessTransport:
     changed, and the response belongs to the caller. `close` lets go of what the handler holds.
     """
 
-    key_beside = True
-    """Whether the idempotency key of a call reaches the service beside its request."""
-
     def __init__(self, handler: ServiceHandler, close: Callable[[], Awaitable[None]] | None = None) -> None:
         self._handler = handler
         self._close = close

@@ -39,6 +39,17 @@ async def test_a_key_is_kept_with_the_spaces_around_it(client: Any, organization
     assert keys == [" k", "k ", "k", " ", " b:0", " b:1", "b:0", "b:1"]
 
 
+async def test_keys_of_a_batch_follow_places_whatever_is_refused(client: Any, organization: str) -> None:
+    records = [record(organization, latency_ms=n) for n in range(3)]
+    bad = [records[0], record(organization, input_tokens=-1), records[2]]
+    done = await client.usage.submit_batch(bad, idempotency_key="b")
+    assert (done.created, done.invalid) == (2, 1)
+    again = await client.usage.submit_batch(records, idempotency_key="b")
+    assert (again.created, again.duplicates) == (1, 2)
+    listed = await client.usage.list(organization_id=organization)
+    assert {found.idempotency_key for found in listed.data} == {"b:0", "b:1", "b:2"}
+
+
 async def test_spaces_around_a_header_are_no_part_of_it(client: Any, organization: str) -> None:
     listed = await client.usage.list(organization_id=organization, headers={"x-team": " red "})
     assert listed.data == []

@@ -44,3 +44,35 @@ def test_over_grpc(server_urls: dict[str, str], organization: str) -> None:
             call(message, metadata=[("idempotency-key", TOO_LONG)])
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.details() == "idempotency_key must have at most 255 characters, not 256"
+
+
+def test_a_batch_has_its_key_in_it_or_beside_it(server_urls: dict[str, str], organization: str) -> None:
+    """A gateway may drop a header that it does not know, and the batch counts once all the same."""
+    url = f"{server_urls['http']}/api/v1/usage/batch"
+    own = record(organization)
+    own.idempotency_key = "own"
+    records = [record(organization).to_dict(), own.to_dict(), record(organization).to_dict()]
+
+    def statuses(body: dict[str, object], headers: dict[str, str]) -> list[str]:
+        answer = httpx.post(url, json={"records": records, **body}, headers=headers)
+        return [result["status"] for result in answer.raise_for_status().json()["data"]["results"]]
+
+    assert statuses({"idempotency_key": "b"}, {}) == ["created"] * 3
+    assert statuses({}, {"idempotency-key": "b"}) == ["duplicate"] * 3
+    assert statuses({"idempotency_key": "b"}, {"idempotency-key": "other"}) == ["duplicate"] * 3
+    listed = httpx.get(
+        f"{server_urls['http']}/api/v1/usage/history", params={"organization_id": organization}
+    )
+    assert {each["idempotency_key"] for each in listed.json()["data"]} == {"b:0", "own", "b:2"}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_batch_whose_key_is_too_long(server_urls: dict[str, str], organization: str, beside: bool) -> None:
+    key = "k" * 251
+    body = {"records": [record(organization).to_dict()]} | ({} if beside else {"idempotency_key": key})
+    headers = {"idempotency-key": key} if beside else {}
+    answer = httpx.post(f"{server_urls['http']}/api/v1/usage/batch", json=body, headers=headers)
+    assert answer.status_code == 400
+    [found] = answer.json()["error"]["details"]
+    assert found["field"] == "idempotency_key"
+    assert "at most 250 characters, not 251" in found["description"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
+from copy import copy
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -271,7 +272,7 @@ class Appender:
             except Exception as error:  # noqa: BLE001 - nobody may wait for ever, and who caused it is seen next
                 if isinstance(error, RpcError) and error.code in _OF_THE_DATABASE:
                     for _, ticket in group:
-                        _fail(ticket, error)
+                        _fail(ticket, copy(error))
                     return
             else:
                 for (_, ticket), answer in zip(group, answers, strict=True):

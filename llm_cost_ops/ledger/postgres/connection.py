@@ -38,6 +38,8 @@ _FAILURE_HOLDS = 0.2
 _PLANNED = "SET LOCAL plan_cache_mode = force_custom_plan"
 # PostgreSQL's planner compiles queries that it thinks long, which takes longer than most of ours do.
 _SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_PLANNED}; SET LOCAL jit = off"
+# Each statement has to see what was committed before it, whatever the database's default is.
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _SETTINGS = (
     "SELECT set_config('synchronous_commit', %(commit)s, true), "
     "set_config('statement_timeout', %(timeout)s, true)"
@@ -240,7 +242,7 @@ class Session:
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """All statements inside see the database as it is at the first of them, and write nothing."""
-        self.run(f"{_SNAPSHOT}; SET LOCAL statement_timeout = {self._timeout()}")
+        self.run(f"{_SNAPSHOT}; {self._limited()}")
         try:
             yield
         except BaseException:
@@ -265,14 +267,18 @@ class Session:
     def begin(self, *statements: str, lasting: bool = True) -> psycopg.Cursor[tuple[Any, ...]]:
         """Begin a transaction and run its first statements, in one round trip; rows are those of the last."""
         commit = self._synchronous_commit if lasting else "off"
-        settings = (
-            f"SET LOCAL synchronous_commit = {commit}",
-            f"SET LOCAL statement_timeout = {self._timeout()}",
-        )
-        cursor = self.run("; ".join(("BEGIN", *settings, *statements)))
+        settings = (f"SET LOCAL synchronous_commit = {commit}", self._limited())
+        cursor = self.run("; ".join((_BEGIN, *settings, *statements)))
         while cursor.nextset():
             pass
         return cursor
+
+    def _limited(self) -> str:
+        """The statement that ends those of a transaction at the deadline.
+
+        No SET: before PostgreSQL 18 pg_stat_statements would keep an entry for each number of milliseconds.
+        """
+        return f"SELECT set_config('statement_timeout', '{self._timeout()}', true)"
 
     def commit(self, *statements: str) -> None:
         """Run the last statements of a transaction and commit it, in one round trip."""
@@ -282,7 +288,7 @@ class Session:
 
     def begin_in_pipeline(self) -> None:
         """Begin a transaction with a statement for each step, as a pipeline needs it."""
-        self.run("BEGIN")
+        self.run(_BEGIN)
         self.run(_SETTINGS, commit=self._synchronous_commit, timeout=str(self._timeout()))
 
     def commit_in_pipeline(self) -> None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import suppress
+from copy import copy
 from math import inf
 from threading import Condition, Thread, current_thread
 from typing import Any, Generic, TypeVar
@@ -171,6 +172,9 @@ class Workers:
             try:
                 self._changed.wait_for(lambda: self._waiting or self._closing, _IDLE)
                 if not self._waiting:
+                    # Gone from now on, although its connection is still to be closed: who comes meanwhile
+                    # starts another.
+                    self._threads.discard(current_thread())
                     return []
                 first = self._waiting.popleft()
                 if first.kind is None:
@@ -186,9 +190,7 @@ class Workers:
         changed, threads = self._changed, self._threads
         try:
             while tickets := self._next():
-                connected.serve_alike(
-                    [each for each in tickets if each.future.set_running_or_notify_cancel()]
-                )
+                connected.serve_alike(tickets)
                 del tickets  # not kept alive while waiting for the next
         finally:
             connected.close()
@@ -211,19 +213,27 @@ class Connected:
             ticket.future.set_exception(error)
 
     def serve_alike(self, tickets: list[Ticket[Any]]) -> None:
-        """Do jobs of one kind as one, for who waits longest; for the next, should that one go away."""
+        """Do jobs of one kind as one, for who waits longest; for the next, should that one go away.
+
+        The others may leave meanwhile, as if theirs had not begun.
+        """
         tickets.sort(key=_until)
         while tickets:
             longest = tickets.pop()
+            if not longest.future.set_running_or_notify_cancel():
+                continue
             self.serve(longest)
             error = longest.future.exception()
             if error is not None and longest.abandoned:
                 continue
             for ticket in tickets:
+                if not ticket.future.set_running_or_notify_cancel():
+                    continue
                 if error is None:
                     ticket.future.set_result(longest.future.result())
                 else:
-                    ticket.future.set_exception(error)
+                    # Each caller adds to its own what it knows.
+                    ticket.future.set_exception(copy(error))
             return
 
     def attempt(self, ticket: Ticket[T]) -> T:

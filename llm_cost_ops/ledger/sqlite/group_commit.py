@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from concurrent.futures import Future
+from copy import copy
 from typing import Any, TypeVar
 
 from llm_cost_ops.ledger.sqlite.append import Interner
@@ -176,7 +177,7 @@ class GroupCommit:
             # It is nobody's job that failed, and all of them may have been committed.
             for ticket in group:
                 if _begin(ticket):
-                    ticket.future.set_exception(error)
+                    ticket.future.set_exception(copy(error))
         except Exception as error:
             if is_busy(error):
                 raise

@@ -66,8 +66,9 @@ _UNSURE = frozenset(
 
 _UNAVAILABLE = str(StatusCode.UNAVAILABLE.value)
 
-# How gRPC's libraries (C, Go, Java, .NET) put it that a message has too many bytes for the server.
-_TOO_LARGE = re.compile(r"larger than max|exceeds (the )?maximum")
+# How gRPC's libraries (C, Go, Java, .NET) put it that a message has too many bytes for the server. Gateways
+# say of a rate that it exceeds a maximum.
+_TOO_LARGE = re.compile(r"message (after decompression )?(larger than max|exceeds (the )?maximum)")
 
 Headers = list[tuple[bytes, bytes]]
 

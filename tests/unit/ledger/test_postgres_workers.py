@@ -116,3 +116,52 @@ def test_what_fails_for_one_fails_for_all_of_its_kind(workers: Workers) -> None:
         with pytest.raises(RpcError, match="no such database"):
             ticket.future.result(MAX_WAIT)
     assert len(done) == 1
+
+
+def test_who_leaves_while_a_job_of_its_kind_is_done_is_not_served(workers: Workers) -> None:
+    """As callers of a look for a key that a lock holds up: each would be a look of its own."""
+    done: list[str] = []
+    begun, go_on = Event(), Event()
+
+    def stuck(_: Any) -> None:
+        done.append("stuck")
+        begun.set()
+        assert go_on.wait(MAX_WAIT)
+        longest.abandoned = True
+        raise RpcError(StatusCode.DEADLINE_EXCEEDED, "left")
+
+    longest: Ticket[Any] = Ticket(stuck, None, kind="k")
+    others: list[Ticket[Any]] = [
+        Ticket(lambda _: done.append("again"), time.monotonic() + 500, kind="k") for _ in range(5)
+    ]
+    queued(workers, longest, *others)
+    assert begun.wait(MAX_WAIT)
+    assert all(each.future.cancel() for each in others), "none of them has begun"
+    go_on.set()
+    after: Ticket[str] = Ticket(lambda _: "another", None)
+    workers.put(after)
+    assert after.future.result(MAX_WAIT) == "another"
+    assert done == ["stuck"]
+
+
+def test_a_job_that_comes_while_idle_threads_end_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_cost_ops.ledger.postgres.workers._IDLE", 0.0)
+    closing, go_on = Event(), Event()
+
+    class Slow(Database):
+        def close(self) -> None:
+            closing.set()
+            assert go_on.wait(MAX_WAIT)
+
+    workers = Workers(cast("Any", Slow()), 1)
+    first: Ticket[str] = Ticket(lambda _: "first", None)
+    workers.put(first)
+    assert first.future.result(MAX_WAIT) == "first"
+    assert closing.wait(MAX_WAIT)
+    late: Ticket[str] = Ticket(lambda _: "late", None)
+    workers.put(late)
+    try:
+        assert late.future.result(MAX_WAIT / 2) == "late"
+    finally:
+        go_on.set()
+        workers.close()

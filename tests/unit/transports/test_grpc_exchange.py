@@ -54,7 +54,11 @@ def test_every_status(code, method):
         ("SERVER: Received message larger than max (67326300 vs. 33554432)", StatusCode.INVALID_ARGUMENT),
         ("grpc: received message larger than max (5 vs. 4)", StatusCode.INVALID_ARGUMENT),
         ("gRPC message exceeds maximum size 4194304: 5000000", StatusCode.INVALID_ARGUMENT),
+        ("grpc: received message after decompression larger than max (5 vs. 4)", StatusCode.INVALID_ARGUMENT),
+        ("Received message exceeds the maximum configured message size.", StatusCode.INVALID_ARGUMENT),
         ("too many calls", StatusCode.RESOURCE_EXHAUSTED),
+        ("request rate exceeds the maximum of 100 per second", StatusCode.RESOURCE_EXHAUSTED),
+        ("Quota exceeded: usage exceeds maximum requests per minute", StatusCode.RESOURCE_EXHAUSTED),
     ],
 )
 def test_a_message_that_is_too_large_is_no_limit_of_a_rate(words, code):
