@@ -21,19 +21,17 @@ from weakref import WeakSet
 
 from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops._gen.messages import SubmitResult, SubmitStatus, UsageRecord
-from llm_cost_ops._gen.validators import validate_usage_record
 from llm_cost_ops.client.attribution import Attributes, current_attributes
 from llm_cost_ops.client.flush_report import MAX_REJECTED, FlushReport, Rejected
-from llm_cost_ops.client.recordable import Recordable, as_it_is, as_they_are
+from llm_cost_ops.client.recordable import Recordable, as_it_is, as_they_are, broken_rules, read_record
 from llm_cost_ops.client.spool import Spool, SpoolBatch, SpoolFullError, SpoolSyncError
-from llm_cost_ops.client.submitting import Connection, reason_of, submitted
+from llm_cost_ops.client.submitting import Connection, invalid, reason_of, submitted, text_of
 from llm_cost_ops.config import RecorderConfig
 from llm_cost_ops.exceptions import RecorderFullError
 from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.rpc.forks import forget_in_children, quiesce_for_forks
 from llm_cost_ops.rpc.ids import uuid7_series
-from llm_cost_ops.rpc.status import Violation, violations_text
-from llm_cost_ops.wire.errors import DecodeError, EncodeError
+from llm_cost_ops.wire.errors import EncodeError
 
 __all__ = [
     "MAX_BATCH_BYTES",
@@ -179,14 +177,17 @@ class Recorder:
             )
 
     def close(self, timeout: float | None = None) -> FlushReport:
-        """Send what is there, for at most so many seconds, and end. What is left in memory is dropped."""
+        """Send what is there, for at most so many seconds, and end. What is left in memory is dropped.
+
+        In a callback of the recorder's own thread nothing more is sent: what is in memory is dropped at once.
+        """
         if not self._closed:
             self.flush(timeout)
             self._closed = True
             self._urgent.set()
             self._hurry.set()
             thread = self._thread
-            if thread is not None:
+            if thread is not None and thread is not threading.current_thread():
                 # It ends at once, unless it waits for an answer.
                 thread.join(_LAST_SECONDS)
             self._drop_rest()
@@ -265,7 +266,7 @@ class Recorder:
             raise RecorderFullError(f"{self._config.max_records} records wait to be sent")
         if self._overflow == "block":
             with self._progress:
-                while self._is_full() and not self._closed:
+                while self._is_full() and self._may_wait():
                     self._wake()
                     self._progress.wait(0.1)
                 if not self._abandoned:
@@ -282,16 +283,20 @@ class Recorder:
         else:
             self._drop(1, "the queue is full")
 
+    def _may_wait(self) -> bool:
+        """Whether there will be room: the thread makes it, but not while it calls a callback that records."""
+        return not self._closed and threading.current_thread() is not self._thread
+
     def _is_full(self) -> bool:
         return len(self._queue) + self._in_memory >= self._config.max_records
 
     def _keep(self, raw: _Raw) -> None:
         """Write a record to the spool; where that can't be, into memory."""
         built = self._built(raw)
-        if isinstance(built, str):
+        if isinstance(built, Rejected):
             with self._progress:
-                self._count_rejected(_given(raw), built)
-            self._report_error(_given(raw), built)
+                self._count_rejected(built)
+            self._report_rejected(built)
             return
         assert self._spool is not None
         record, payload = built
@@ -324,7 +329,7 @@ class Recorder:
                 self._counts.dropped += lost
             self._say("drop", "records are dropped: the spool is full")
             return lost > 0
-        if self._overflow == "block" and not self._closed:
+        if self._overflow == "block" and self._may_wait():
             self._wake()
             time.sleep(0.01)
             return True
@@ -332,32 +337,39 @@ class Recorder:
 
     def _keep_in_memory(self, record: UsageRecord, size: int, error: OSError) -> None:
         self._say("spool", f"the spool can't take records, which are kept in memory: {error.strerror}")
+        kept = as_it_is(record)
+        assert isinstance(kept, UsageRecord)
         with self._progress:
             fits = not self._is_full() and not self._closed
             if fits:
-                self._backlog.append((record, size))
+                self._backlog.append((kept, size))
                 self._backlog_bytes += size
                 self._in_memory += 1
         if not fits:
             self._drop(1, "the spool is full")
 
-    def _built(self, raw: _Raw) -> tuple[UsageRecord, bytes] | str:
+    def _built(self, raw: _Raw) -> tuple[UsageRecord, bytes] | Rejected:
         """The record of a call of `record`, as it is and as JSON, or why there is none."""
-        record, fields, attributes, nanoseconds, number = raw
         try:
-            built = self._build(record, fields, attributes)
-            if not built.idempotency_key:
-                built.idempotency_key = self._key_of(nanoseconds, number)
-            if built.timestamp is None:
-                built.timestamp = _moment(nanoseconds)
-            # In JSON other types than a field's may become another value, or none that can be read again.
-            if self._spool is not None and (broken := _broken_rules(built)):
-                return broken
+            return self._made(raw)
+        except Exception as error:  # noqa: BLE001  # whatever it was, it is the caller's to be told, not to get
+            given = raw[0] if isinstance(raw[0], UsageRecord) else None
+            return Rejected(record=given, reason=text_of(error))
+
+    def _made(self, raw: _Raw) -> tuple[UsageRecord, bytes] | Rejected:
+        record, fields, attributes, nanoseconds, number = raw
+        built = self._build(record, fields, attributes)
+        if not built.idempotency_key:
+            built.idempotency_key = self._key_of(nanoseconds, number)
+        if built.timestamp is None:
+            built.timestamp = _moment(nanoseconds)
+        # In JSON other types than a field's may become another value, or none that can be read again.
+        if self._spool is not None and (broken := broken_rules(built)):
+            return Rejected(record=built, reason=broken)
+        try:
             return built, USAGE_RECORD.encode_json(built)
         except EncodeError as error:
-            return _broken_rules(built) or str(error)
-        except Exception as error:  # noqa: BLE001  # whatever it was, it is the caller's to be told, not to get
-            return str(error) or type(error).__name__
+            return Rejected(record=built, reason=broken_rules(built) or str(error))
 
     # What follows runs in the thread.
 
@@ -390,6 +402,8 @@ class Recorder:
                 self._take_over()
             if self._closed:
                 break
+        if self._spool is not None:
+            self._spool.close()  # who closed the recorder may not have waited for this thread
         if connection is not None:
             connection.close()
 
@@ -434,15 +448,17 @@ class Recorder:
             for raw in raws:
                 built = self._built(raw)
                 with self._progress:
-                    if isinstance(built, str):
+                    if self._abandoned:
+                        return  # they were counted as dropped, and that was said
+                    if isinstance(built, Rejected):
                         self._in_memory -= 1
-                        self._count_rejected(_given(raw), built)
+                        self._count_rejected(built)
                     else:
                         record, payload = built
                         self._backlog.append((record, len(payload)))
                         self._backlog_bytes += len(payload)
-                if isinstance(built, str):
-                    self._report_error(_given(raw), built)
+                if isinstance(built, Rejected):
+                    self._report_rejected(built)
 
     def _next_batch(self) -> tuple[SpoolBatch | None, list[_Waiting]]:
         with self._progress:
@@ -460,7 +476,7 @@ class Recorder:
         batch = self._spool.next_batch(MAX_BATCH_RECORDS, MAX_BATCH_BYTES)
         if batch is None:
             return None, []
-        return batch, [(_read(payload), len(payload)) for payload in batch.payloads]
+        return batch, [(read_record(payload), len(payload)) for payload in batch.payloads]
 
     def _put_back(self, batch: SpoolBatch | None, waiting: list[_Waiting]) -> None:
         if batch is not None and self._spool is not None:
@@ -508,11 +524,17 @@ class Recorder:
             counts.conflicts += 1
             self._rejected.append(Rejected(record=record, reason=reason_of(result)))
         else:
-            self._count_rejected(record, reason_of(result))
+            self._count_rejected(Rejected(record=record, reason=reason_of(result)))
 
-    def _count_rejected(self, record: UsageRecord | None, reason: str) -> None:
+    def _count_rejected(self, rejected: Rejected) -> None:
         self._counts.rejected += 1
-        self._rejected.append(Rejected(record=record, reason=reason))
+        self._rejected.append(rejected)
+
+    def _report_rejected(self, rejected: Rejected) -> None:
+        """Tell both callbacks of a record that is not sent, as of one that a server refused."""
+        self._report_error(rejected.record, rejected.reason)
+        if self._config.on_result is not None and rejected.record is not None:
+            self._call(self._config.on_result, rejected.record, invalid(rejected.reason))
 
     def _drop(self, records: int, reason: str) -> None:
         with self._progress:
@@ -549,26 +571,6 @@ class Recorder:
             function(*arguments)
         except Exception:  # noqa: BLE001  # the user's own
             _log.exception("a callback of the recorder failed")
-
-
-def _broken_rules(record: UsageRecord) -> str:
-    """The rules that a record breaks by itself; "" where there are none."""
-    violations: list[Violation] = []
-    validate_usage_record(record, "", violations)
-    return violations_text(violations)
-
-
-def _read(payload: bytes) -> UsageRecord | str:
-    """The record that lies in the spool, or why it can't be read."""
-    try:
-        return USAGE_RECORD.decode_json(payload)
-    except DecodeError as error:
-        return f"what lies in the spool can't be read: {error}"
-
-
-def _given(raw: _Raw) -> UsageRecord | None:
-    """The record that `record` was called with, if it was one."""
-    return raw[0] if isinstance(raw[0], UsageRecord) else None
 
 
 def _moment(nanoseconds: int) -> datetime:

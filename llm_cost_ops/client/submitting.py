@@ -5,6 +5,7 @@ Beside recorder.py, which decides when a batch is sent and again.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from llm_cost_ops._gen.messages import BatchReceipt, RecordError, SubmitResult, 
 from llm_cost_ops.exceptions import CostOpsError, ServerError, ValidationError
 from llm_cost_ops.rpc.status import StatusCode
 
-__all__ = ["Connection", "reason_of", "submitted"]
+__all__ = ["Connection", "invalid", "reason_of", "submitted", "text_of"]
 
 _PLACE = re.compile(r"records\[\d+\]\.?")
 
@@ -34,7 +35,7 @@ def submitted(
     records = [record for record in waiting if isinstance(record, UsageRecord)]
     results = iter(_submitted(connection, records) if records else ())
     return [
-        (None, _invalid(record)) if isinstance(record, str) else (record, next(results)) for record in waiting
+        (None, invalid(record)) if isinstance(record, str) else (record, next(results)) for record in waiting
     ]
 
 
@@ -44,7 +45,16 @@ def reason_of(result: SubmitResult) -> str:
     return _PLACE.sub("", message) or "refused without a reason"
 
 
-def _invalid(reason: str) -> SubmitResult:
+def text_of(error: Exception) -> str:
+    """What an exception says; its name where it says nothing, or fails in that too."""
+    with contextlib.suppress(Exception):
+        if text := str(error):
+            return text
+    return type(error).__name__
+
+
+def invalid(reason: str) -> SubmitResult:
+    """The result of a record that is not sent."""
     return SubmitResult(status=SubmitStatus.INVALID, error=RecordError(message=reason))
 
 
@@ -54,7 +64,7 @@ def _submitted(connection: Connection, records: list[UsageRecord]) -> list[Submi
         results = connection.send(records).results
     except ValidationError as error:
         if len(records) == 1:
-            return [_invalid(error.message)]
+            return [invalid(error.message)]
         middle = len(records) // 2
         return _submitted(connection, records[:middle]) + _submitted(connection, records[middle:])
     for result in results:

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
@@ -385,11 +385,13 @@ def split_base_url(base_url: object) -> SplitResult:
         "must be a URL such as sqlite:///costs.db, sqlite://, postgresql://user@host/costs, "
         "https://costs.example.com, grpcs://costs.example.com:443 or, for several servers, http://a:8080,b:8080"
     )
-    shown = without_password(base_url) if isinstance(base_url, str) else base_url
+    shown = _refused(base_url) if isinstance(base_url, str) else base_url
     if not isinstance(base_url, str) or not _BASE_URL.fullmatch(base_url):
         raise wrong("base_url", rule, shown)
     several = base_urls(base_url)
-    if len(several) > 1 or _SCHEME_AGAIN.match(base_url):
+    if _SCHEME_AGAIN.match(base_url):
+        raise wrong("base_url", "has one scheme and one path for all servers: http://a:1,b:2/path", shown)
+    if len(several) > 1:
         return _split_servers(several, shown)
     try:
         parts = urlsplit(base_url)
@@ -428,8 +430,6 @@ def base_urls(base_url: str) -> tuple[str, ...]:
 
 def _split_servers(urls: Sequence[str], shown: object) -> SplitResult:
     """The parts of the first of several URLs, each of which is right, and other than the others."""
-    if _SCHEME_AGAIN.match(str(shown)):
-        raise wrong("base_url", "has one scheme and one path for all servers: http://a:1,b:2/path", shown)
     known: set[tuple[str | None, int | None]] = set()
     for url in urls:
         if re.match(r"[a-z]+://(:|/|$)", url, re.IGNORECASE):
@@ -446,9 +446,27 @@ def _split_servers(urls: Sequence[str], shown: object) -> SplitResult:
 def without_password(url: str) -> str:
     """The URL of a database as it may be shown: with *** for a password, also one that is not encoded."""
     scheme = url.partition(":")[0].lower()
-    if scheme == "sqlite" or not re.match(r"[a-z][a-z0-9+.-]*:/", url, re.IGNORECASE):
+    if scheme == "sqlite" or not (scheme in SCHEMES or re.match(r"[a-z][a-z0-9+.-]*:/", url, re.IGNORECASE)):
         return url
     # The path of a server may have an @ of its own.
     password = "[^/?#]*" if scheme in SCHEMES and scheme not in EMBEDDED else ".*"
-    url = re.sub(rf"(:/+[^/?#:]*:){password}@", r"\1***@", url)
-    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)
+    url = re.sub(rf"(:/*[^/?#:]*:){password}@", r"\1***@", url)
+    return _PARAMETER.sub(_without_value, url)
+
+
+_PARAMETER = re.compile(r"([?&])([^?&=]*)=[^&]*")
+
+
+def _without_value(parameter: re.Match[str]) -> str:
+    # Names may be encoded, as values may.
+    if "password" not in unquote(parameter[2]).lower():
+        return parameter[0]
+    return f"{parameter[1]}{parameter[2]}=***"
+
+
+def _refused(base_url: str) -> str:
+    """The same for what is no base URL: all before its last @ may be a password, wherever that begins."""
+    if base_url.lower().startswith("sqlite:"):
+        return base_url
+    shown = re.sub(r"^([^/?#:@]*:/+|/+)?([^/?#:@]*:)?.*@", r"\1\2***@", base_url, flags=re.DOTALL)
+    return _PARAMETER.sub(_without_value, shown)

@@ -267,8 +267,8 @@ class RecorderConfig(Config, frozen=True, kw_only=True):
     not fit: "drop_newest" (the default), "drop_oldest", "raise" (RecorderFullError), "block" (record()
     waits), or "spill" (the default with a spool: only a full spool drops). What is dropped is counted and
     logged. Closing takes at most `shutdown_timeout` seconds. `on_result(record, result)` and
-    `on_error(record or None, reason)` are called from the recorder's thread, or from the caller's where a
-    record can't be made.
+    `on_error(record or None, reason)` are called from the recorder's thread, or from the caller's where with
+    a spool a record can't be made or breaks a rule.
     """
 
     max_records: int = 10_000

@@ -324,6 +324,30 @@ def test_no_password_of_a_proxy_is_shown(proxy: str) -> None:
     assert "***@h:1" in shown
 
 
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "postgresql:u:canary@h/db",
+        "postgres:u:canary@h",
+        "https:u:canary@h",
+        "u:canary@h/db",
+        "canary@h/db",
+        "//u:canary@h/db",
+        "http://u:se/canary@h",
+        "http://a,http://u:canary@h",
+        "http://a/x,http://u:canary@h",
+        "postgresql://u:se\ncanary@h/db",
+        "postgresql://h/db?passWord=canary#y",
+        "postgresql://h/db?pass%77ord=canary#y",
+        "postgresql://h/db?x=1& password = canary",
+    ],
+)
+def test_no_password_of_a_refused_base_url_is_shown(base_url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^base_url .*\*\*\*") as caught:
+        ClientConfig(base_url=base_url)
+    assert "canary" not in str(caught.value)
+
+
 def test_no_secret_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     config = ClientConfig(
         api_key="canary-1", proxy="http://user:canary-2@proxy", default_headers={"x-api-key": "canary-3"}

@@ -290,6 +290,8 @@ def test_the_proxy_shows_no_password_of_a_database_that_is_away(
         ("postgresql://h:5432/d", "postgresql://h:5432/d"),
         ("postgresql://u:a/b?c#d@e@h/d", "postgresql://u:***@h/d"),
         ("postgresql:/u:p@h/d", "postgresql:/u:***@h/d"),
+        ("postgresql:u:p@h/d", "postgresql:u:***@h/d"),
+        ("postgresql://h/d?passWord=p&pass%77ord=q&a=b", "postgresql://h/d?passWord=***&pass%77ord=***&a=b"),
         ("mysql://u:p@h/d", "mysql://u:***@h/d"),
         ("http://h:8080/a@b", "http://h:8080/a@b"),
         ("sqlite:///a:b@c.db", "sqlite:///a:b@c.db"),
