@@ -21,6 +21,7 @@ Recordable = UsageRecord | Callable[[], UsageRecord] | None
 
 # The fields of a record that a caller may go on to change where they stand.
 _CONTAINERS = ("labels", "tags", "meters", "metadata", "modality")
+_CHANGEABLE = frozenset(_CONTAINERS)
 _COPIED = (dict, list, set)
 
 
@@ -34,6 +35,8 @@ def as_it_is(record: Recordable) -> Recordable:
 
 def as_they_are(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields of a record, likewise. Changes the mapping."""
+    if _CHANGEABLE.isdisjoint(fields):
+        return fields
     for name in _CONTAINERS:
         if name in fields:
             fields[name] = _apart(name, fields[name])

@@ -119,7 +119,8 @@ class Recorder:
         if self._spool is not None:
             self._keep((record, fields, whose, moment, number))
             return
-        raw = (as_it_is(record), as_they_are(fields), whose, moment, number)
+        kept = None if record is None else as_it_is(record)
+        raw = (kept, as_they_are(fields), whose, moment, number)
         queue = self._queue
         if len(queue) + self._in_memory >= self._config.max_records or self._closed:
             self._take_anyway(raw)
