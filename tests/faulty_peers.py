@@ -24,6 +24,10 @@ __all__ = ["BEHAVIOURS", "FaultyPeer", "answer", "answering", "full_backlog"]
 Behaviour = Callable[[Any], None]
 
 
+# For so many seconds a peer whose behaviour ended waits for the client to end, too.
+_LINGERS = 2.0
+
+
 class FaultyPeer:
     """A server with one behaviour. `connections` counts them, `open` holds those that it has not ended;
     `requests` holds what was read.
@@ -83,8 +87,17 @@ class FaultyPeer:
                 served = self._tls.wrap_socket(connection, server_side=True) if self._tls else connection
                 with served:
                     self._behave(_Recording(served, self.requests))
+                    _finish(served)
         finally:
             self.open.discard(connection)
+
+
+def _finish(connection: socket.socket) -> None:
+    """End what is sent, and read what still comes: a socket closed before that resets what was sent."""
+    connection.shutdown(socket.SHUT_WR)
+    connection.settimeout(_LINGERS)
+    while connection.recv(65536):
+        pass
 
 
 class _Recording:
