@@ -55,7 +55,6 @@ class StrictConnection(h11.Connection):
         self._clock = clock
         self._chunks = self._bytes = 0
         self._began = 0.0
-        self._head = b""
 
     def send(self, event: Any) -> Any:
         """The bytes of an event; those of a head that says how long the body is wait for what comes next.

@@ -31,6 +31,7 @@ from llm_cost_ops.transports.grpc.dial import Target, dial, proxy_of, target_of
 from llm_cost_ops.transports.grpc.exchange import GrpcExchange
 from llm_cost_ops.transports.grpc.portal import SLACK, Portal
 from llm_cost_ops.transports.grpc.streaming import StreamingExchange
+from llm_cost_ops.transports.net.loops import of_running_loop
 from llm_cost_ops.transports.net.tls import ssl_context
 from llm_cost_ops.transports.serializer import Serializer
 
@@ -132,13 +133,7 @@ class AsyncGrpcTransport(_GrpcTransport):
     stream_stream = unary_stream
 
     def _pool(self) -> ConnectionPool:
-        loop = asyncio.get_running_loop()
-        pool = self._pools.get(loop)
-        if pool is None:
-            for gone in [known for known in list(self._pools) if known.is_closed()]:
-                self._pools.pop(gone, None)
-            pool = self._pools[loop] = self._open()
-        return pool
+        return of_running_loop(self._pools, self._open)
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""

@@ -29,6 +29,7 @@ from llm_cost_ops.rpc.status import RpcError, client_closed
 from llm_cost_ops.transports.http.exchange import Answer, Exchange, origin_of, proxy_for
 from llm_cost_ops.transports.http.sockets import AsyncioBackend, DeadlineBackend
 from llm_cost_ops.transports.http.streaming import StreamExchange
+from llm_cost_ops.transports.net.loops import of_running_loop
 from llm_cost_ops.transports.net.tls import ssl_context
 from llm_cost_ops.transports.serializer import Serializer
 
@@ -320,14 +321,7 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
                 await pool.connections.aclose()
 
     def _pool(self) -> _Pool:
-        loop = asyncio.get_running_loop()
-        pool = self._pools.get(loop)
-        if pool is None:
-            # Their sockets hold their loops: neither would be collected while they are kept here.
-            for gone in [known for known in list(self._pools) if known.is_closed()]:
-                self._pools.pop(gone, None)
-            pool = self._pools[loop] = self._open()
-        return pool
+        return of_running_loop(self._pools, self._open)
 
     def _open(self) -> _Pool:
         queue = CallQueue(self._in_flight)
