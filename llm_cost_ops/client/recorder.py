@@ -356,10 +356,11 @@ class Recorder:
             built = self._build(record, fields, attributes)
             if not built.idempotency_key:
                 built.idempotency_key = self._key_of(nanoseconds, number)
+            # In JSON other types than a field's may become another value, or none that can be read again.
+            broken = "" if self._spool is None else broken_rules(built)
             if built.timestamp is None:
                 built.timestamp = _moment(nanoseconds)
-            # In JSON other types than a field's may become another value, or none that can be read again.
-            if self._spool is not None and (broken := broken_rules(built)):
+            if broken:
                 return Rejected(record=built, reason=broken)
             try:
                 return built, USAGE_RECORD.encode_json(built)
