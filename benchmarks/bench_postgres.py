@@ -327,7 +327,7 @@ def _print_folding(
         ("at the moment of a fold", during(True)),
     ):
         times = [(ended - began) * 1000 for began, ended in found]
-        p99[name] = quantiles(times, n=100)[98]
+        p99[name] = quantiles(times, n=100, method="inclusive")[98]
         line = f"submit, {name:<26}{len(times):>8,} calls {median(times):>8.2f} ms median"
         print(f"{line}, {p99[name]:.2f} ms p99")
     lengths = [(ended - began) * 1000 for began, ended in moments[True]]
