@@ -21,7 +21,7 @@ from tests.faulty_grpc_peers import ANSWER, BEHAVIOURS, Http2, answering
 from tests.faulty_peers import FaultyPeer
 from tests.grpc_calls import PUT, call, url_of
 from tests.tiny_service import PUT_NOTE, Note, PutNoteRequest, context
-from tests.waiting import MAX_WAIT, until, until_async
+from tests.waiting import MAX_WAIT, in_threads, until, until_async
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -253,11 +253,7 @@ def test_many_threads_share_a_leaf():
                 drive(transport.unary_unary(PUT, context(PUT_NOTE, MAX_WAIT))).data.id for _ in range(20)
             )
 
-        threads = [threading.Thread(target=run) for _ in range(12)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads([run] * 12)
         drive(transport.aclose())
     assert results == ["n"] * 240
     assert peer.connections == 2

@@ -28,7 +28,7 @@ from tests.tiny_service import (
     context,
 )
 from tests.tunnels import self_signed
-from tests.waiting import MAX_WAIT, until, until_async
+from tests.waiting import MAX_WAIT, in_threads, until, until_async
 
 TIMEOUT = 0.3
 GOOD = answer("200 OK", b'{"data": {"id": "n"}}')
@@ -286,11 +286,7 @@ def test_many_threads_share_a_leaf():
                 drive(transport.unary_unary(PUT, context(PUT_NOTE, MAX_WAIT))).data.id for _ in range(20)
             )
 
-        threads = [threading.Thread(target=run) for _ in range(12)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads([run] * 12)
         drive(transport.aclose())
     assert results == ["n"] * 240
     assert peer.connections <= 8
