@@ -17,12 +17,9 @@ import pytest
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops.proxy import ProxyLimits
 from tests.ports import free_port
-from tests.proxies import ANSWER, CHUNK, Provider, event, running_proxy
+from tests.proxies import ANSWER, CHAT, CHUNK, PATH, Provider, event, running_proxy, stalled_stream
 from tests.unit.instrumentation.matrix import only_record, records_of
 from tests.waiting import MAX_WAIT
-
-CHAT = {"model": "gpt-4o", "messages": []}
-PATH = "/openai/v1/chat/completions"
 
 
 @contextmanager
@@ -77,12 +74,7 @@ def test_an_answer_that_does_not_begin_is_not_waited_for(provider: Provider, cli
 
 
 def test_an_answer_that_stops_is_not_waited_for(provider: Provider, client: CostOpsClient) -> None:
-    def answer(handler: Any) -> None:
-        handler.stream()
-        handler.part(event(CHUNK))
-        handler.wait_until_closed()
-
-    provider.answer = answer
+    provider.answer = stalled_stream
     with limited(provider, client, idle_timeout=0.3) as url:
         with pytest.raises(httpx.RemoteProtocolError):
             httpx.post(url + PATH, json={**CHAT, "stream": True})
