@@ -199,10 +199,16 @@ def may_ask(options: Options, provider: str, host: str, refusing: Collection[str
 
 
 def with_usage(content: bytes) -> bytes | None:
-    """The body of a chat request that asks for usage too; None where it is no stream, or asks by itself."""
+    """The body of a chat request that asks for usage too; None where it is no stream, or asks by itself.
+
+    None too for a body that a strict decoder does not take: it is sent as it is.
+    """
     if b'"stream"' not in content:
         return None
-    fields = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+    try:
+        fields = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+    except (ValueError, RecursionError):
+        return None
     if bytes(fields.get("stream", msgspec.Raw(b"false"))) != b"true":
         return None
     stated: Any = msgspec.json.decode(fields.get("stream_options", msgspec.Raw(b"null"))) or {}

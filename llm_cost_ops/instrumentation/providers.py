@@ -90,6 +90,8 @@ _VERBS = {
 _CONVERSATIONS = re.compile(r"/v1/conversations(?:/[^/]+(?:/restart)?)?$")
 # Vertex counts tokens by a model of this name.
 _COUNTS_TOKENS = "count-tokens:rawPredict"
+# Only Anthropic's SDK calls models by such paths: by their names, or by ARNs that say nothing of them.
+_CLAUDE_ON_BEDROCK = re.compile(r"anthropic|:(?:application-inference-profile|provisioned-model)/")
 _BEDROCK = re.compile(r"/model/(.+)/invoke(?:-with-response-stream)?$")
 _LATER = re.compile(r"/(?:responses|(interactions))/[^/]+(?:/cancel)?$")
 _RESULTS = re.compile(r"/(?:files/[^/]+/content|batches/[^/]+/results)$")
@@ -133,7 +135,7 @@ def api_of(path: str, provider: str = "") -> str:
     found = _PATHS.get("/".join(segments[-2:])) or _PATHS.get(last)
     if not found and ":" in last and last != _COUNTS_TOKENS:
         found = _VERBS.get(last.rpartition(":")[2])
-    if not found and "anthropic" in bedrock_model(path):
+    if not found and _CLAUDE_ON_BEDROCK.search(bedrock_model(path)):
         found = "anthropic.messages"
     return found or ""
 

@@ -77,6 +77,51 @@ def test_an_answer_that_can_not_be_read_is_unknown(client: CostOpsClient) -> Non
     assert {(record.provider, record.model_id) for record in records} == {("openai", "gpt-4o")}
 
 
+# What SDKs take, as they read JSON with Python's own parser.
+TOLERATED = {
+    "half of an emoji": b'"\\ud83d"',
+    "not a number": b"NaN",
+    "infinity": b"-Infinity",
+}
+
+
+@pytest.mark.parametrize("odd", TOLERATED.values(), ids=TOLERATED)
+@pytest.mark.parametrize("form", ["whole", "stream", "byte order mark"])
+def test_an_answer_that_sdks_can_read_is_recorded(client: CostOpsClient, odd: bytes, form: str) -> None:
+    usage = b'"usage":{"input_tokens":1000,"output_tokens":7}'
+    body = b'{"id":"resp_1","object":"response","status":"completed","model":"gpt-4o","text":%b,%b}' % (
+        odd,
+        usage,
+    )
+    kind = "application/json"
+    if form == "stream":
+        kind, body = "text/event-stream", b'data: {"type":"response.completed","response":%b}\n\n' % body
+    elif form == "byte order mark":
+        body = b"\xef\xbb\xbf" + body
+    answer = httpx.MockTransport(lambda _: httpx.Response(200, content=body, headers={"content-type": kind}))
+    with client.instrument(httpx.Client(transport=answer)) as sdk:
+        assert sdk.post("https://api.openai.com/v1/responses", json={"model": "gpt-4o"}).content == body
+    assert only_record(client, "usage").idempotency_key == "openai:resp_1"
+
+
+@pytest.mark.parametrize("odd", [*TOLERATED.values(), b"[" * 10_000 + b"]" * 10_000, b"what is no JSON"])
+def test_a_stream_whose_request_can_not_be_changed_is_sent_as_it_is_and_recorded(
+    client: CostOpsClient, odd: bytes
+) -> None:
+    asked = b'{"model":"gpt-4o","stream":true,"messages":[%b]}' % odd
+    seen = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.content)
+        return httpx.Response(200, content=b"data: [DONE]\n\n", headers={"content-type": "text/event-stream"})
+
+    with client.instrument(httpx.Client(transport=httpx.MockTransport(answer))) as sdk:
+        sdk.post("https://api.openai.com/v1/chat/completions", content=asked)
+    assert seen == [asked]
+    [record] = records_of(client)
+    assert (record.provider, record.quality) == ("openai", UsageQuality.UNKNOWN)
+
+
 def test_an_answer_with_texts_that_no_record_may_hold_is_recorded(client: CostOpsClient) -> None:
     usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
     bodies = [
