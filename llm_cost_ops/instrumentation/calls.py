@@ -281,6 +281,9 @@ class Call:
             # The vectors are not looked at.
             parts = decode_tolerantly(_fields, body)
             return {name: msgspec.json.decode(raw) for name, raw in parts.items() if name != "data"}
+        if self.api == "cohere.chat" and b"\n{" in body:
+            # A stream of the first version that was not asked for as events.
+            return [event for line in body.splitlines() if (event := _decoded(line)) is not None]
         payload = decode_tolerantly(_answers, body)
         if isinstance(payload, list) and self.api == "google.generate":
             return payload  # a stream that was not asked for as events

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -75,6 +77,33 @@ def test_an_answer_that_can_not_be_read_is_unknown(client: CostOpsClient) -> Non
     records = records_of(client)
     assert [record.quality for record in records] == [UsageQuality.UNKNOWN] * 4
     assert {(record.provider, record.model_id) for record in records} == {("openai", "gpt-4o")}
+
+
+def test_a_content_type_has_no_case(stub: Stub, client: CostOpsClient) -> None:
+    chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "gpt-4o", "choices": []}
+    usage = {"prompt_tokens": 1000, "completion_tokens": 7, "total_tokens": 1007}
+    body = b"data: %b\n\ndata: [DONE]\n\n" % json.dumps({**chunk, "usage": usage}).encode()
+    headers = {"content-type": "Text/Event-Stream"}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body, headers=headers))
+    with client.instrument(httpx.Client(transport=transport)) as sdk:
+        sdk.post("https://api.openai.com/v1/chat/completions", json=CHAT)
+    only_record(client, "usage")
+
+
+def test_clients_that_share_their_http_client_are_told_of(
+    stub: Stub, client: CostOpsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with httpx.Client() as shared:
+        first, second = SimpleNamespace(_client=shared), SimpleNamespace(_client=shared)
+        for _ in range(2):
+            client.instrument(first, user_id="u-1")
+        assert caplog.text == ""
+        for _ in range(2):
+            client.instrument(second, user_id="u-2")
+        assert caplog.text.count("share an HTTP client") == 1
+        client.uninstrument(first)
+        client.instrument(second, user_id="u-2")
+        assert caplog.text.count("share an HTTP client") == 1
 
 
 # What SDKs take, as they read JSON with Python's own parser.
