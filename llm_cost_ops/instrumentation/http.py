@@ -49,7 +49,7 @@ def wrap_client(
     """Have an HTTP client's calls recorded, those of paths in which `only` is found where it is given.
 
     `owner` is the SDK's client that sends by it. One that is wrapped already takes the new options, with a
-    warning where it was wrapped for another owner.
+    warning where other calls than this owner's are then recorded otherwise than was said.
     """
     hook = _hook_of(http_client)
     if hook is None:
@@ -58,13 +58,18 @@ def wrap_client(
         wrap = _async_send if iscoroutinefunction(original) else _sync_send
         hook.send = http_client.send = wrap(original, hook)
         hook.send.llm_cost_ops_hook = hook
-    elif hook.options is not None and hook.owner != id(owner):
+    elif hook.options is not None and hook.owner != id(owner) and _differ(hook.options, options):
         _log.warning(
-            "clients that share an HTTP client are instrumented: what was said of the last, a %s, holds for "
+            "clients that share an HTTP client are instrumented: what was said of the last (%s) holds for "
             "the calls of all; give each its own, or say whose a call is by attribute(…)",
             type(owner).__qualname__,
         )
     hook.options, hook.only, hook.owner = options, only, id(owner)
+
+
+def _differ(before: Options, now: Options) -> bool:
+    """Whether a call that is made here and now would be recorded otherwise."""
+    return (before.sink, before.provider, before.attributes()) != (now.sink, now.provider, now.attributes())
 
 
 def unwrap_client(http_client: Any) -> None:

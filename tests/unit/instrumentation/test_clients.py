@@ -97,6 +97,8 @@ def test_clients_that_share_their_http_client_are_told_of(
         first, second = SimpleNamespace(_client=shared), SimpleNamespace(_client=shared)
         for _ in range(2):
             client.instrument(first, user_id="u-1")
+        # Of another one the same is said.
+        client.instrument(SimpleNamespace(_client=shared), user_id="u-1")
         assert caplog.text == ""
         for _ in range(2):
             client.instrument(second, user_id="u-2")
