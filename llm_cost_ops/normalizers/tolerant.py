@@ -7,13 +7,13 @@ from typing import TypeVar
 
 import msgspec
 
-__all__ = ["decode_tolerantly"]
+__all__ = ["decode_tolerantly", "strict_json"]
 
 T = TypeVar("T")
 
 
 def decode_tolerantly(decoder: msgspec.json.Decoder[T], data: bytes | str) -> T:
-    """What a decoder makes of JSON, of such too as Python's own parser takes: see `_strict`.
+    """What a decoder makes of JSON, of such too as Python's own parser takes: see `strict_json`.
 
     Raises what the decoder raises: ValueError or RecursionError.
     """
@@ -23,13 +23,13 @@ def decode_tolerantly(decoder: msgspec.json.Decoder[T], data: bytes | str) -> T:
         raise
     except ValueError as error:
         try:
-            strict = _strict(data)
+            strict = strict_json(data)
         except (ValueError, RecursionError):
             raise error from None
         return decoder.decode(strict)
 
 
-def _strict(data: bytes | str) -> bytes:
+def strict_json(data: bytes | str) -> bytes:
     """JSON as a strict decoder takes it: without a byte order mark, halves of surrogate pairs, and NaN.
 
     An answer that ends for its length may end within an emoji, of which JSON then has the first half: it
