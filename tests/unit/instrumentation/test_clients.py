@@ -7,6 +7,7 @@ import functools
 import json
 import subprocess
 import sys
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
@@ -257,6 +258,8 @@ def test_the_function_is_not_hidden_by_a_module() -> None:
         ("us-east5-aiplatform.googleapis.com", "google"),
         ("aiplatform.eu.rep.googleapis.com", "google"),
         ("claude.googleapis.com", "anthropic"),
+        ("api.moonshot.cn", "moonshotai"),
+        ("api.fireworks.ai", "fireworks"),
         ("bedrock-runtime.us-east-1.amazonaws.com", "aws"),
         ("bedrock-mantle.us-east-1.api.aws", "aws"),
         ("aws-external-anthropic.us-east-1.api.aws", "anthropic"),
@@ -266,6 +269,28 @@ def test_the_function_is_not_hidden_by_a_module() -> None:
 )
 def test_a_host_tells_who_serves_it(host: str, provider: str) -> None:
     assert provider_of(host) == provider
+
+
+@pytest.mark.parametrize(
+    ("host", "model", "price"),
+    [
+        ("api.cerebras.ai", "gpt-oss-120b", "0.35"),
+        ("api.together.xyz", "openai/gpt-oss-120b", "0.15"),
+        # It has no prices in the catalog: OpenAI's are not its.
+        ("router.huggingface.co", "gpt-oss-120b", None),
+    ],
+)
+def test_a_model_of_openai_that_others_serve_is_not_priced_as_openais(
+    client: CostOpsClient, host: str, model: str, price: str | None
+) -> None:
+    usage = {"prompt_tokens": 1_000_000, "completion_tokens": 0, "total_tokens": 1_000_000}
+    answer = {"id": "chatcmpl-1", "object": "chat.completion", "model": model, "choices": [], "usage": usage}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
+    with client.instrument(httpx.Client(transport=transport)) as sdk:
+        sdk.post(f"https://{host}/v1/chat/completions", json={**CHAT, "model": model})
+    [record] = records_of(client)
+    assert (record.provider, record.model_id) == (provider_of(host), model)
+    assert record.estimated_cost == (None if price is None else Decimal(price))
 
 
 @pytest.mark.parametrize(
