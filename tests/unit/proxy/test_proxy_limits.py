@@ -181,6 +181,13 @@ def test_a_path_does_not_lead_out_of_its_upstream(proxy: str, provider: Provider
     assert provider.seen == []
 
 
+def test_a_websocket_is_refused(proxy: str, provider: Provider) -> None:
+    headers = {"connection": "Upgrade", "upgrade": "WebSocket", "sec-websocket-version": "13"}
+    given = httpx.get(proxy + "/openai/v1/realtime?model=gpt-realtime", headers=headers)
+    assert code_of(given) == (501, "no_websockets")
+    assert provider.seen == []
+
+
 @pytest.mark.parametrize("target", ["http://evil.example/openai/v1/models", "*", "evil.example/openai"])
 def test_a_target_of_another_form_is_refused(proxy: str, provider: Provider, target: str) -> None:
     place = urlsplit(proxy)
