@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from llm_cost_ops.rpc.batches import IdleTimeout, batches_in_asyncio, batches_inline
+from llm_cost_ops.rpc.wake import arrival
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -121,9 +122,11 @@ class AsyncRuntime(_Clock):
     async def wait(self, future: concurrent.futures.Future[T], timeout: float | None = None) -> T:
         import asyncio
 
-        async with asyncio.timeout(timeout):
-            # Shielded: the other thread's work goes on, and its result is dropped.
-            return await asyncio.shield(asyncio.wrap_future(future))
+        if not future.done():
+            async with asyncio.timeout(timeout):
+                # The other thread's work goes on when this is cancelled, and its result is dropped.
+                await arrival(future)
+        return future.result()
 
     async def within(self, awaitable: Awaitable[T], timeout: float | None = None) -> T:
         import asyncio

@@ -27,6 +27,7 @@ from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.wake import waking_once
 
 __all__ = ["Answer", "Appender", "PostgresBatch"]
 
@@ -275,8 +276,9 @@ class Appender:
                         _fail(ticket, copy(error))
                     return
             else:
-                for (_, ticket), answer in zip(group, answers, strict=True):
-                    ticket.future.set_result(answer)
+                with waking_once():
+                    for (_, ticket), answer in zip(group, answers, strict=True):
+                        ticket.future.set_result(answer)
                 return
         for _, ticket in group:
             connected.serve(ticket)

@@ -29,6 +29,7 @@ from llm_cost_ops.ledger.postgres.errors import (
 )
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.wake import waking_once
 
 __all__ = ["Connected", "Job", "Ticket", "Workers", "until_of"]
 
@@ -226,14 +227,15 @@ class Connected:
             error = longest.future.exception()
             if error is not None and longest.abandoned:
                 continue
-            for ticket in tickets:
-                if not ticket.future.set_running_or_notify_cancel():
-                    continue
-                if error is None:
-                    ticket.future.set_result(longest.future.result())
-                else:
-                    # Each caller adds to its own what it knows.
-                    ticket.future.set_exception(copy(error))
+            with waking_once():
+                for ticket in tickets:
+                    if not ticket.future.set_running_or_notify_cancel():
+                        continue
+                    if error is None:
+                        ticket.future.set_result(longest.future.result())
+                    else:
+                        # Each caller adds to its own what it knows.
+                        ticket.future.set_exception(copy(error))
             return
 
     def attempt(self, ticket: Ticket[T]) -> T:

@@ -16,6 +16,7 @@ from llm_cost_ops.ledger.sqlite.connection import BusyRetry, Job, Writer, poll_d
 from llm_cost_ops.ledger.sqlite.errors import StorageError, busy_error, closed_error, is_busy
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.wake import waking_once
 
 __all__ = ["GroupCommit"]
 
@@ -183,8 +184,9 @@ class GroupCommit:
                 raise
             self._commit_singly(group, error)
         else:
-            for ticket, result in results:
-                ticket.future.set_result(result)
+            with waking_once():
+                for ticket, result in results:
+                    ticket.future.set_result(result)
 
     def _commit_singly(self, group: list[_Ticket], error: Exception) -> None:
         for ticket in group:

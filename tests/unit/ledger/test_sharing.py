@@ -28,6 +28,7 @@ from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime, drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.unit.ledger.making import Sync, context, entry
 from tests.waiting import MAX_WAIT, until
+from tests.wakes import Wakes
 
 CREATED, DUPLICATE = SubmitStatus.CREATED, SubmitStatus.DUPLICATE
 
@@ -84,6 +85,28 @@ async def test_tasks_write_and_read_at_once(store: Sync) -> None:
 
     await asyncio.gather(*(work(n) for n in range(20)))
     assert await store.store.sums.count(Filter(), context(runtime=runtime)) == 100
+
+
+async def test_tasks_that_share_a_commit_are_woken_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "costs.db"
+    with Sync(path, durability="disk", group_commit=True) as store:
+        store.append([entry()])
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        wakes = Wakes(monkeypatch)
+        tasks = [
+            asyncio.create_task(store.store.append([entry(n)], context(runtime=AsyncRuntime())))
+            for n in range(50)
+        ]
+        await asyncio.sleep(0)
+        other.execute("ROLLBACK")
+        other.close()
+        found = await asyncio.gather(*tasks)
+        assert [done.status for [done] in found] == [CREATED] * 50
+        # Who came first waited for the other connection, alone perhaps, and all others behind it.
+        assert wakes.count <= 2
 
 
 PROCESS = """
