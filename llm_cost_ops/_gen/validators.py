@@ -58,11 +58,11 @@ def validate_get_analytics_request(m: GetAnalyticsRequest, path: str, violations
     validate_filter(m, "", violations)
     if interval_ is not _NO_INTERVAL and (type(interval_) is not Interval or interval_.number is None):
         check_enum(interval_, "interval", violations, Interval)
-    if (metrics_ or type(metrics_) is not list) and check_items(metrics_, "metrics", violations, max_items=16):
+    if (type(metrics_) is not list or metrics_) and check_items(metrics_, "metrics", violations, max_items=16):
         for i, e in enumerate(metrics_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"metrics[{i}]", violations)
-    if (group_by_ or type(group_by_) is not list) and check_items(group_by_, "group_by", violations, max_items=4):
+    if (type(group_by_) is not list or group_by_) and check_items(group_by_, "group_by", violations, max_items=4):
         for i, e in enumerate(group_by_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"group_by[{i}]", violations)
@@ -79,19 +79,19 @@ def validate_list_audit_events_request(
     """Check a ListAuditEventsRequest."""
     start = len(violations)
     (_, organization_id_, action_, actor_, subject_, start_date_, end_date_, page_, page_size_, cursor_) = astuple(m) if type(m) is ListAuditEventsRequest else astuple(m)[:10]
-    if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
+    if (type(organization_id_) is not list or organization_id_) and check_items(organization_id_, "organization_id", violations):
         for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"organization_id[{i}]", violations)
-    if (action_ or type(action_) is not list) and check_items(action_, "action", violations):
+    if (type(action_) is not list or action_) and check_items(action_, "action", violations):
         for i, e in enumerate(action_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"action[{i}]", violations)
-    if (actor_ or type(actor_) is not list) and check_items(actor_, "actor", violations):
+    if (type(actor_) is not list or actor_) and check_items(actor_, "actor", violations):
         for i, e in enumerate(actor_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"actor[{i}]", violations)
-    if (subject_ or type(subject_) is not list) and check_items(subject_, "subject", violations):
+    if (type(subject_) is not list or subject_) and check_items(subject_, "subject", violations):
         for i, e in enumerate(subject_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"subject[{i}]", violations)
@@ -117,7 +117,7 @@ def validate_get_cost_summary_request(
     group_by_: Any = m.group_by
     currency_: Any = m.currency
     validate_filter(m, "", violations)
-    if (group_by_ or type(group_by_) is not list) and check_items(group_by_, "group_by", violations, max_items=4):
+    if (type(group_by_) is not list or group_by_) and check_items(group_by_, "group_by", violations, max_items=4):
         for i, e in enumerate(group_by_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"group_by[{i}]", violations)
@@ -131,7 +131,7 @@ def validate_get_cost_request(m: GetCostRequest, path: str, violations: list[Vio
     """Check a GetCostRequest."""
     start = len(violations)
     (_, usage_id_, organization_id_) = astuple(m) if type(m) is GetCostRequest else astuple(m)[:3]
-    if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
+    if type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable() or not usage_id_:
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
         check_text(organization_id_, "organization_id", violations, 100)
@@ -143,7 +143,7 @@ def validate_verify_cost_request(m: VerifyCostRequest, path: str, violations: li
     """Check a VerifyCostRequest."""
     start = len(violations)
     (_, usage_id_, organization_id_) = astuple(m) if type(m) is VerifyCostRequest else astuple(m)[:3]
-    if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
+    if type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable() or not usage_id_:
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
         check_text(organization_id_, "organization_id", violations, 100)
@@ -195,31 +195,31 @@ def validate_filter(m: Filter, path: str, violations: list[Violation]) -> None:
     region_: Any = m.region
     operation_: Any = m.operation
     status_: Any = m.status
-    if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
+    if (type(organization_id_) is not list or organization_id_) and check_items(organization_id_, "organization_id", violations):
         for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"organization_id[{i}]", violations)
-    if (provider_ or type(provider_) is not list) and check_items(provider_, "provider", violations):
+    if (type(provider_) is not list or provider_) and check_items(provider_, "provider", violations):
         for i, e in enumerate(provider_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"provider[{i}]", violations)
-    if (model_id_ or type(model_id_) is not list) and check_items(model_id_, "model_id", violations):
+    if (type(model_id_) is not list or model_id_) and check_items(model_id_, "model_id", violations):
         for i, e in enumerate(model_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"model_id[{i}]", violations)
-    if (project_id_ or type(project_id_) is not list) and check_items(project_id_, "project_id", violations):
+    if (type(project_id_) is not list or project_id_) and check_items(project_id_, "project_id", violations):
         for i, e in enumerate(project_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"project_id[{i}]", violations)
-    if (user_id_ or type(user_id_) is not list) and check_items(user_id_, "user_id", violations):
+    if (type(user_id_) is not list or user_id_) and check_items(user_id_, "user_id", violations):
         for i, e in enumerate(user_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"user_id[{i}]", violations)
-    if (tag_ or type(tag_) is not list) and check_items(tag_, "tag", violations):
+    if (type(tag_) is not list or tag_) and check_items(tag_, "tag", violations):
         for i, e in enumerate(tag_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"tag[{i}]", violations)
-    if (label_ or type(label_) is not dict) and check_entries(label_, "label", violations):
+    if (type(label_) is not dict or label_) and check_entries(label_, "label", violations):
         for k, e in label_.items():
             if type(k) is not str or not k.isprintable():
                 check_text(k, entry("label", k), violations)
@@ -231,23 +231,23 @@ def validate_filter(m: Filter, path: str, violations: list[Violation]) -> None:
         check_text(end_date_, "end_date", violations)
     if time_zone_ is not EMPTY and (type(time_zone_) is not str or not time_zone_.isprintable()):
         check_text(time_zone_, "time_zone", violations)
-    if (service_tier_ or type(service_tier_) is not list) and check_items(service_tier_, "service_tier", violations):
+    if (type(service_tier_) is not list or service_tier_) and check_items(service_tier_, "service_tier", violations):
         for i, e in enumerate(service_tier_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"service_tier[{i}]", violations)
-    if (processing_ or type(processing_) is not list) and check_items(processing_, "processing", violations):
+    if (type(processing_) is not list or processing_) and check_items(processing_, "processing", violations):
         for i, e in enumerate(processing_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"processing[{i}]", violations)
-    if (region_ or type(region_) is not list) and check_items(region_, "region", violations):
+    if (type(region_) is not list or region_) and check_items(region_, "region", violations):
         for i, e in enumerate(region_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"region[{i}]", violations)
-    if (operation_ or type(operation_) is not list) and check_items(operation_, "operation", violations):
+    if (type(operation_) is not list or operation_) and check_items(operation_, "operation", violations):
         for i, e in enumerate(operation_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"operation[{i}]", violations)
-    if (status_ or type(status_) is not list) and check_items(status_, "status", violations):
+    if (type(status_) is not list or status_) and check_items(status_, "status", violations):
         for i, e in enumerate(status_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"status[{i}]", violations)
@@ -280,12 +280,12 @@ def validate_rate(m: Rate, path: str, violations: list[Violation]) -> None:
     """Check a Rate."""
     start = len(violations)
     (_, meter_, price_, per_, tiers_, minimum_, included_) = astuple(m) if type(m) is Rate else astuple(m)[:7]
-    if not meter_ or type(meter_) is not str or len(meter_) > 64 or not meter_.isprintable():
+    if type(meter_) is not str or len(meter_) > 64 or not meter_.isprintable() or not meter_:
         check_text(meter_, "meter", violations, 64, required=True)
     check_decimal(price_, "price", violations, low=0)
     if per_ is not ZERO and (type(per_) is not int or not 0 <= per_ <= 9223372036854775807):
         check_int(per_, "per", violations, 0, 9223372036854775807)
-    if (tiers_ or type(tiers_) is not list) and check_items(tiers_, "tiers", violations, max_items=64):
+    if (type(tiers_) is not list or tiers_) and check_items(tiers_, "tiers", violations, max_items=64):
         check_messages(tiers_, "tiers", violations, PriceTier, validate_price_tier)
     if minimum_ is not ZERO and (type(minimum_) is not int or not 0 <= minimum_ <= 9223372036854775807):
         check_int(minimum_, "minimum", violations, 0, 9223372036854775807)
@@ -299,13 +299,13 @@ def validate_time_window(m: TimeWindow, path: str, violations: list[Violation]) 
     """Check a TimeWindow."""
     start = len(violations)
     (_, start_, end_, time_zone_, weekdays_) = astuple(m) if type(m) is TimeWindow else astuple(m)[:5]
-    if not start_ or type(start_) is not str or len(start_) > 8 or not start_.isprintable():
+    if type(start_) is not str or len(start_) > 8 or not start_.isprintable() or not start_:
         check_text(start_, "start", violations, 8, required=True)
-    if not end_ or type(end_) is not str or len(end_) > 8 or not end_.isprintable():
+    if type(end_) is not str or len(end_) > 8 or not end_.isprintable() or not end_:
         check_text(end_, "end", violations, 8, required=True)
     if time_zone_ is not EMPTY and (type(time_zone_) is not str or len(time_zone_) > 64 or not time_zone_.isprintable()):
         check_text(time_zone_, "time_zone", violations, 64)
-    if (weekdays_ or type(weekdays_) is not list) and check_items(weekdays_, "weekdays", violations, max_items=7):
+    if (type(weekdays_) is not list or weekdays_) and check_items(weekdays_, "weekdays", violations, max_items=7):
         for i, e in enumerate(weekdays_):
             if type(e) is not int or not 1 <= e <= 7:
                 check_int(e, f"weekdays[{i}]", violations, 1, 7)
@@ -317,7 +317,7 @@ def validate_price_multiplier(m: PriceMultiplier, path: str, violations: list[Vi
     """Check a PriceMultiplier."""
     start = len(violations)
     (_, kind_, value_, all_meters_) = astuple(m) if type(m) is PriceMultiplier else astuple(m)[:4]
-    if not kind_ or type(kind_) is not str or len(kind_) > 64 or not kind_.isprintable():
+    if type(kind_) is not str or len(kind_) > 64 or not kind_.isprintable() or not kind_:
         check_text(kind_, "kind", violations, 64, required=True)
     check_decimal(value_, "value", violations, required=True)
     if type(all_meters_) is not bool:
@@ -335,9 +335,9 @@ def validate_create_price_request(m: CreatePriceRequest, path: str, violations: 
         input_price_per_million_, output_price_per_million_) = astuple(m) if type(m) is CreatePriceRequest else astuple(m)[:23]
     if idempotency_key_ is not EMPTY and (type(idempotency_key_) is not str or len(idempotency_key_) > 255 or not idempotency_key_.isprintable()):
         check_text(idempotency_key_, "idempotency_key", violations, 255)
-    if not provider_ or type(provider_) is not str or len(provider_) > 100 or not provider_.isprintable():
+    if type(provider_) is not str or len(provider_) > 100 or not provider_.isprintable() or not provider_:
         check_text(provider_, "provider", violations, 100, required=True)
-    if not model_id_ or type(model_id_) is not str or len(model_id_) > 255 or not model_id_.isprintable():
+    if type(model_id_) is not str or len(model_id_) > 255 or not model_id_.isprintable() or not model_id_:
         check_text(model_id_, "model_id", violations, 255, required=True)
     if input_price_per_1k_ is not None:
         check_decimal(input_price_per_1k_, "input_price_per_1k", violations, low=0)
@@ -359,19 +359,19 @@ def validate_create_price_request(m: CreatePriceRequest, path: str, violations: 
         check_text(processing_, "processing", violations, 64)
     if speed_ is not EMPTY and (type(speed_) is not str or len(speed_) > 64 or not speed_.isprintable()):
         check_text(speed_, "speed", violations, 64)
-    if (aliases_ or type(aliases_) is not list) and not plain_texts(aliases_, list, 64, 255) and check_items(aliases_, "aliases", violations, max_items=64):
+    if (type(aliases_) is not list or aliases_) and not plain_texts(aliases_, list, 64, 255) and check_items(aliases_, "aliases", violations, max_items=64):
         for i, e in enumerate(aliases_):
             if type(e) is not str or len(e) > 255 or not e.isprintable():
                 check_text(e, f"aliases[{i}]", violations, 255)
-    if (rates_ or type(rates_) is not list) and check_items(rates_, "rates", violations, max_items=64):
+    if (type(rates_) is not list or rates_) and check_items(rates_, "rates", violations, max_items=64):
         check_messages(rates_, "rates", violations, Rate, validate_rate)
     if tier_mode_ is not _NO_TIER_MODE and (type(tier_mode_) is not TierMode or tier_mode_.number is None):
         check_enum(tier_mode_, "tier_mode", violations, TierMode)
     if tier_basis_ is not _NO_TIER_BASIS and (type(tier_basis_) is not TierBasis or tier_basis_.number is None):
         check_enum(tier_basis_, "tier_basis", violations, TierBasis)
-    if (multipliers_ or type(multipliers_) is not list) and check_items(multipliers_, "multipliers", violations, max_items=16):
+    if (type(multipliers_) is not list or multipliers_) and check_items(multipliers_, "multipliers", violations, max_items=16):
         check_messages(multipliers_, "multipliers", violations, PriceMultiplier, validate_price_multiplier)
-    if (windows_ or type(windows_) is not list) and check_items(windows_, "windows", violations, max_items=32):
+    if (type(windows_) is not list or windows_) and check_items(windows_, "windows", violations, max_items=32):
         check_messages(windows_, "windows", violations, TimeWindow, validate_time_window)
     if source_url_ is not EMPTY and (type(source_url_) is not str or len(source_url_) > 2048 or not source_url_.isprintable()):
         check_text(source_url_, "source_url", violations, 2048)
@@ -387,7 +387,7 @@ def validate_get_price_request(m: GetPriceRequest, path: str, violations: list[V
     """Check a GetPriceRequest."""
     start = len(violations)
     (_, id_) = astuple(m) if type(m) is GetPriceRequest else astuple(m)[:2]
-    if not id_ or type(id_) is not str or len(id_) > 255 or not id_.isprintable():
+    if type(id_) is not str or len(id_) > 255 or not id_.isprintable() or not id_:
         check_text(id_, "id", violations, 255, required=True)
     if path and len(violations) != start:
         relocate(violations, start, path)
@@ -398,11 +398,11 @@ def validate_list_prices_request(m: ListPricesRequest, path: str, violations: li
     start = len(violations)
     (_, provider_, model_id_, organization_id_, active_at_, origin_, currency_, page_, page_size_,
         cursor_) = astuple(m) if type(m) is ListPricesRequest else astuple(m)[:10]
-    if (provider_ or type(provider_) is not list) and check_items(provider_, "provider", violations):
+    if (type(provider_) is not list or provider_) and check_items(provider_, "provider", violations):
         for i, e in enumerate(provider_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"provider[{i}]", violations)
-    if (model_id_ or type(model_id_) is not list) and check_items(model_id_, "model_id", violations):
+    if (type(model_id_) is not list or model_id_) and check_items(model_id_, "model_id", violations):
         for i, e in enumerate(model_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"model_id[{i}]", violations)
@@ -428,9 +428,9 @@ def validate_erase_user_request(m: EraseUserRequest, path: str, violations: list
     """Check a EraseUserRequest."""
     start = len(violations)
     (_, user_id_, organization_id_) = astuple(m) if type(m) is EraseUserRequest else astuple(m)[:3]
-    if not user_id_ or type(user_id_) is not str or len(user_id_) > 255 or not user_id_.isprintable():
+    if type(user_id_) is not str or len(user_id_) > 255 or not user_id_.isprintable() or not user_id_:
         check_text(user_id_, "user_id", violations, 255, required=True)
-    if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
+    if (type(organization_id_) is not list or organization_id_) and check_items(organization_id_, "organization_id", violations):
         for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"organization_id[{i}]", violations)
@@ -442,7 +442,7 @@ def validate_set_retention_request(m: SetRetentionRequest, path: str, violations
     """Check a SetRetentionRequest."""
     start = len(violations)
     (_, organization_id_, days_) = astuple(m) if type(m) is SetRetentionRequest else astuple(m)[:3]
-    if not organization_id_ or type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable():
+    if type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable() or not organization_id_:
         check_text(organization_id_, "organization_id", violations, 100, required=True)
     if days_ is not ZERO and (type(days_) is not int or not 0 <= days_ <= 36500):
         check_int(days_, "days", violations, 0, 36500)
@@ -454,7 +454,7 @@ def validate_list_retention_request(m: ListRetentionRequest, path: str, violatio
     """Check a ListRetentionRequest."""
     start = len(violations)
     (_, organization_id_) = astuple(m) if type(m) is ListRetentionRequest else astuple(m)[:2]
-    if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
+    if (type(organization_id_) is not list or organization_id_) and check_items(organization_id_, "organization_id", violations):
         for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"organization_id[{i}]", violations)
@@ -468,7 +468,7 @@ def validate_apply_retention_request(
     """Check a ApplyRetentionRequest."""
     start = len(violations)
     (_, organization_id_, dry_run_) = astuple(m) if type(m) is ApplyRetentionRequest else astuple(m)[:3]
-    if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
+    if (type(organization_id_) is not list or organization_id_) and check_items(organization_id_, "organization_id", violations):
         for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"organization_id[{i}]", violations)
@@ -522,11 +522,11 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
         check_text(id_, "id", violations)
     if idempotency_key_ is not EMPTY and (type(idempotency_key_) is not str or len(idempotency_key_) > 255 or not idempotency_key_.isprintable()):
         check_text(idempotency_key_, "idempotency_key", violations, 255)
-    if not organization_id_ or type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable():
+    if type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable() or not organization_id_:
         check_text(organization_id_, "organization_id", violations, 100, required=True)
-    if not provider_ or type(provider_) is not str or len(provider_) > 100 or not provider_.isprintable():
+    if type(provider_) is not str or len(provider_) > 100 or not provider_.isprintable() or not provider_:
         check_text(provider_, "provider", violations, 100, required=True)
-    if not model_id_ or type(model_id_) is not str or len(model_id_) > 255 or not model_id_.isprintable():
+    if type(model_id_) is not str or len(model_id_) > 255 or not model_id_.isprintable() or not model_id_:
         check_text(model_id_, "model_id", violations, 255, required=True)
     if input_tokens_ is not None and (type(input_tokens_) is not int or not 0 <= input_tokens_ <= 1000000000000):
         check_int(input_tokens_, "input_tokens", violations, 0, 1000000000000)
@@ -554,7 +554,7 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
         check_text(speed_, "speed", violations, 64)
     if modality_ is not None:
         validate_modality_tokens(modality_, "modality", violations) if type(modality_) is ModalityTokens else check_instance(modality_, "modality", violations, ModalityTokens)
-    if (meters_ or type(meters_) is not dict) and check_entries(meters_, "meters", violations, max_items=64):
+    if (type(meters_) is not dict or meters_) and check_entries(meters_, "meters", violations, max_items=64):
         for k, e in meters_.items():
             if type(k) is not str or not k.isprintable():
                 check_text(k, entry("meters", k), violations)
@@ -574,11 +574,11 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
         check_text(project_id_, "project_id", violations, 255)
     if user_id_ is not EMPTY and (type(user_id_) is not str or len(user_id_) > 255 or not user_id_.isprintable()):
         check_text(user_id_, "user_id", violations, 255)
-    if (tags_ or type(tags_) is not list) and not plain_texts(tags_, list, 64, 255) and check_items(tags_, "tags", violations, max_items=64):
+    if (type(tags_) is not list or tags_) and not plain_texts(tags_, list, 64, 255) and check_items(tags_, "tags", violations, max_items=64):
         for i, e in enumerate(tags_):
             if type(e) is not str or len(e) > 255 or not e.isprintable():
                 check_text(e, f"tags[{i}]", violations, 255)
-    if (labels_ or type(labels_) is not dict) and not plain_texts(labels_, dict, 64, 255) and check_entries(labels_, "labels", violations, max_items=64):
+    if (type(labels_) is not dict or labels_) and not plain_texts(labels_, dict, 64, 255) and check_entries(labels_, "labels", violations, max_items=64):
         for k, e in labels_.items():
             if type(k) is not str or len(k) > 255 or not k.isprintable():
                 check_text(k, entry("labels", k), violations, 255)
@@ -671,7 +671,7 @@ def validate_stream_usage_request(m: StreamUsageRequest, path: str, violations: 
     """Check a StreamUsageRequest."""
     start = len(violations)
     (_, records_) = astuple(m) if type(m) is StreamUsageRequest else astuple(m)[:2]
-    if (records_ or type(records_) is not list) and check_items(records_, "records", violations):
+    if (type(records_) is not list or records_) and check_items(records_, "records", violations):
         check_messages(records_, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
         relocate(violations, start, path)
@@ -692,11 +692,11 @@ def validate_void_usage_request(m: VoidUsageRequest, path: str, violations: list
     """Check a VoidUsageRequest."""
     start = len(violations)
     (_, usage_id_, organization_id_, reason_) = astuple(m) if type(m) is VoidUsageRequest else astuple(m)[:4]
-    if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
+    if type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable() or not usage_id_:
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
         check_text(organization_id_, "organization_id", violations, 100)
-    if not reason_ or type(reason_) is not str or len(reason_) > 1000 or not reason_.isprintable():
+    if type(reason_) is not str or len(reason_) > 1000 or not reason_.isprintable() or not reason_:
         check_text(reason_, "reason", violations, 1000, required=True)
     if path and len(violations) != start:
         relocate(violations, start, path)
@@ -706,11 +706,11 @@ def validate_correct_usage_request(m: CorrectUsageRequest, path: str, violations
     """Check a CorrectUsageRequest."""
     start = len(violations)
     (_, usage_id_, organization_id_, reason_, changes_) = astuple(m) if type(m) is CorrectUsageRequest else astuple(m)[:5]
-    if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
+    if type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable() or not usage_id_:
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
         check_text(organization_id_, "organization_id", violations, 100)
-    if not reason_ or type(reason_) is not str or len(reason_) > 1000 or not reason_.isprintable():
+    if type(reason_) is not str or len(reason_) > 1000 or not reason_.isprintable() or not reason_:
         check_text(reason_, "reason", violations, 1000, required=True)
     if changes_ is not None:
         check_json(changes_, "changes", violations)
@@ -726,7 +726,7 @@ def validate_list_usage_revisions_request(
     """Check a ListUsageRevisionsRequest."""
     start = len(violations)
     (_, usage_id_, organization_id_) = astuple(m) if type(m) is ListUsageRevisionsRequest else astuple(m)[:3]
-    if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
+    if type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable() or not usage_id_:
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
         check_text(organization_id_, "organization_id", violations, 100)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -28,6 +27,7 @@ from llm_cost_ops.catalog.bundle import (
 from llm_cost_ops.catalog.cards import card_id, materialise, midnight
 from llm_cost_ops.catalog.errors import CatalogError
 from llm_cost_ops.catalog.names import NameTable
+from llm_cost_ops.rpc.forks import ForkSafeLock
 from llm_cost_ops.rules.providers import canonical_provider
 
 __all__ = [
@@ -93,7 +93,7 @@ class Catalog:
         self._header = header
         self._payload = payload
         self._path = path
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._entries: tuple[CardEntry, ...] | None = None
         self._provider = lru_cache(maxsize=None)(self._read_provider)
         self._resolve = lru_cache(maxsize=_CACHED_MODELS)(self._find_cards)
@@ -242,7 +242,7 @@ class _InForce:
     """The catalog that this process uses, once it has been asked for."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = ForkSafeLock()
         self.catalog: Catalog | None = None
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llm_cost_ops.cli.ledgers import check_file, opened_ledger
 from llm_cost_ops.exceptions import ConfigurationError, CostOpsError, error_from_rpc
-from llm_cost_ops.ledger.sqlite import schema
+from llm_cost_ops.ledger.sqlite import path_of, schema
 from llm_cost_ops.ledger.sqlite.errors import rpc_error
 from llm_cost_ops.ledger.sqlite.integrity import find_faults
 from llm_cost_ops.rpc.runtime import drive
@@ -27,7 +27,7 @@ _BUSY_SECONDS = 30.0
 def database(options: argparse.Namespace) -> int:
     """The `db` command; the exit status is 1 when something is wrong with the database."""
     if options.action == "backup":
-        return _backup(options.source, options.target)
+        return _backup(_file_of(options.source), options.target)
     if options.action == "copy":
         from llm_cost_ops.cli.copying import copy
 
@@ -36,9 +36,20 @@ def database(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.postgres import ask
 
         return ask(options.action, options.path)
+    path = _file_of(options.path)
     if options.action == "check":
-        return _check(options.path)
-    return _status(options.path) if options.action == "status" else _make(options.path, options.action)
+        return _check(path)
+    return _status(path) if options.action == "status" else _make(path, options.action)
+
+
+def _file_of(database: str) -> str:
+    """The path of a database that is named by its path or by a sqlite:/// URL."""
+    if not database.startswith("sqlite://"):
+        return database
+    path, _ = path_of(database, "disk")
+    if path is None:
+        raise ConfigurationError("sqlite:// is private memory: name a file", parameter="db")
+    return path
 
 
 def _make(path: str, action: str) -> int:

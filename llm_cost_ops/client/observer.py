@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
 
 from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.client.attribution import Attributes, AttributionFields, attributes_of, current_attributes
+from llm_cost_ops.rpc.forks import ForkSafeLock
 
 if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
@@ -56,7 +56,7 @@ class Observer:
 
 
 _default: CostOpsClient | None = None
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 def default_client() -> CostOpsClient:

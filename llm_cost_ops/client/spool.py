@@ -139,7 +139,7 @@ class Spool:
         self._sync = durability == "disk"
         self._max_bytes = max_bytes
         self._segment_bytes = segment_bytes
-        self._directory = _open_folder(self.folder)
+        self._directory = _open_folder(self.folder, sync=self._sync)
         self._lock = threading.Lock()
         self._fsync = threading.Lock()
         self._reading = threading.Lock()
@@ -521,9 +521,9 @@ def _frames(segment: _Segment, at: int) -> Iterator[tuple[int, bytes | None]]:
             return
 
 
-def _open_folder(folder: Path) -> int:
+def _open_folder(folder: Path, *, sync: bool) -> int:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_folder(folder, 0o700, sync=sync)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise SpoolError(error.errno, f"the spool {folder} can't be used: {error.strerror}") from error
@@ -534,6 +534,20 @@ def _open_folder(folder: Path) -> int:
             errno.EPERM, f"the spool {folder} must belong to this user, and nobody else may write there"
         )
     return descriptor
+
+
+def _make_folder(folder: Path, mode: int, *, sync: bool) -> None:
+    """Make a folder, and those above it that are missing; with `sync` each of their names is on disk then."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent, 0o777, sync=sync)
+    folder.mkdir(mode, exist_ok=True)
+    if sync:
+        above = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(above)
+        finally:
+            os.close(above)
 
 
 def _full(error: OSError) -> OSError:

@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import AsyncGenerator
 from urllib.parse import unquote
 
+from msgspec.structs import replace
+
 from llm_cost_ops._gen.messages import (
     ListUsageRequest,
+    ListUsageResponse,
     ListUsageRevisionsRequest,
     UsageRecord,
     VerifyCostRequest,
@@ -76,23 +79,26 @@ async def record_page(page: Page) -> Answer:
 
 async def records_csv(page: Page) -> Answer:
     """Every record of the period and its filters, the newest first."""
-    return csv_answer("records.csv", _lines(page))
-
-
-async def _lines(page: Page) -> AsyncGenerator[bytes, None]:
-    yield csv_line(_COLUMNS)
     fields = page.view.filter_fields(page.view.span(page.now))
-    cursor = ""
+    request = ListUsageRequest(**fields, page_size=_CSV_PAGE_SIZE)
+    # What is wrong with the request is said in a page: once the file has begun it can only be cut off.
+    first = await page.caller.call(LIST_USAGE, request)
+    return csv_answer("records.csv", _lines(page, request, first))
+
+
+async def _lines(
+    page: Page, request: ListUsageRequest, answer: ListUsageResponse
+) -> AsyncGenerator[bytes, None]:
+    yield csv_line(_COLUMNS)
     while True:
-        request = ListUsageRequest(**fields, page_size=_CSV_PAGE_SIZE, cursor=cursor)
+        yield b"".join(_line(record) for record in answer.data)
+        assert answer.pagination is not None
+        if not answer.pagination.next_cursor:
+            return
+        request = replace(request, cursor=answer.pagination.next_cursor)
         # All of them may take longer than a page may.
         page.caller.extend()
         answer = await page.caller.call(LIST_USAGE, request)
-        yield b"".join(_line(record) for record in answer.data)
-        assert answer.pagination is not None
-        cursor = answer.pagination.next_cursor
-        if not cursor:
-            return
 
 
 def _line(record: UsageRecord) -> bytes:

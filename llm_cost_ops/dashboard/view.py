@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from llm_cost_ops.rpc.status import RpcError, invalid_argument
 from llm_cost_ops.rules.times import bucket_start, parse_interval, zone_of
+from llm_cost_ops.rules.usage import EARLIEST
 
 __all__ = ["DIMENSIONS", "FILTERS", "INTERVALS", "PERIODS", "Span", "View"]
 
@@ -65,8 +66,13 @@ class Span(NamedTuple):
 
     def before(self) -> Span:
         """The period of the same length that ends where this one begins."""
-        start = self.start - (self.end - self.start)
+        start = _earlier(self.start, self.end - self.start)
         return Span(start, self.start, "the same time before")
+
+
+def _earlier(moment: datetime, length: timedelta) -> datetime:
+    """So much before a moment, but not before the first records that there can be."""
+    return moment - min(length, max(moment - EARLIEST, timedelta(0)))
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,7 +145,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         if self.start or self.end:
             start, end = parse_interval(self.start, self.end, self.time_zone, fields=("start", "end"))
             end = end or now
-            start = start or end - timedelta(days=30)
+            start = start or _earlier(end, timedelta(days=30))
             label = f"{self._day(start)} to {self._day(end - timedelta(microseconds=1))}"
             return Span(start, max(end, start), label)
         # What was recorded a moment ago is in it, and parts of a second are not worth a longer query.

@@ -25,7 +25,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_arg
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
 from llm_cost_ops.rules.usage import known_total
 from llm_cost_ops.wire.decimals import WireDecimal
-from llm_cost_ops.wire.json import decoder_of
+from llm_cost_ops.wire.json import builtin_value, decoder_of
 from llm_cost_ops.wire.unknown import Unknown
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "check_counts",
     "decode_usage",
     "encode_struct",
+    "encode_texts",
     "encode_usage",
     "from_micros",
     "key_columns",
@@ -155,7 +156,7 @@ def _write(value: object) -> object:
     if type(value) is Unknown:
         texts = {name: bytes(raw).decode() for name, raw in value.json.items()}
         return {"binary": bytes(value.binary), "json": texts}
-    raise TypeError(f"can't store a {type(value).__name__}")
+    return builtin_value(value, "can't store a {}")
 
 
 def _read(kind: Any, value: Any) -> object:
@@ -174,6 +175,8 @@ def struct_decoder(kind: type[object]) -> msgspec.json.Decoder[Any]:
 
 # Maps are sorted, so that their order makes no other content.
 encode_struct = msgspec.json.Encoder(enc_hook=_write, order="deterministic").encode
+encode_texts = msgspec.json.Encoder(enc_hook=_write).encode
+"""Lists and maps of texts as JSON."""
 _records = struct_decoder(UsageRecord)
 
 
@@ -268,7 +271,7 @@ def card_line(card: RateCard) -> str:
     """What a card is a version of."""
     dimensions = (card.region, card.service_tier, card.processing, card.speed, card.currency)
     names = (card.organization_id, card.provider, card.model_id, *dimensions)
-    return msgspec.json.encode(names).decode()
+    return encode_texts(names).decode()
 
 
 def card_order(card: RateCard) -> tuple[str, str, int, int]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
+from llm_cost_ops.ledger.encoding import encode_texts
 from llm_cost_ops.ledger.types import Entry
 from llm_cost_ops.pricing.types import Pricing
 
@@ -30,7 +30,7 @@ _UNPRICED = Pricing(CostStatus.UNPRICED, "")
 
 def mention_of(user_id: str) -> bytes:
     """The id as it stands in a stored record, inside its quotes; a record without it has nothing to erase."""
-    return msgspec.json.encode(user_id)[1:-1]
+    return encode_texts(user_id)[1:-1]
 
 
 def without_user(record: UsageRecord, user_id: str) -> UsageRecord:

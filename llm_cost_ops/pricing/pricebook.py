@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -23,6 +22,7 @@ from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
 from llm_cost_ops.pricing.money import to_units
 from llm_cost_ops.pricing.selection import Candidate, PriceQuery, Selection, candidates
 from llm_cost_ops.pricing.types import Priced, Pricing
+from llm_cost_ops.rpc.forks import ForkSafeLock
 from llm_cost_ops.rules.providers import PROVIDER_FALLBACKS, canonical_provider
 from llm_cost_ops.rules.times import instant
 
@@ -120,7 +120,7 @@ class _Snapshot:
         self.capacity = capacity
         self.plans: dict[_Key, Plan] = {}
         self._compiled: dict[int, CompiledCard] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._manual: dict[str, list[RateCard]] = {}
         for card in self.cards:
             self._manual.setdefault(canonical_provider(card.provider), []).append(card)

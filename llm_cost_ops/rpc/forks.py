@@ -15,6 +15,7 @@ from weakref import WeakSet
 __all__ = [
     "FORK_WAIT",
     "Forgetful",
+    "ForkSafeLock",
     "PerProcess",
     "Quiescent",
     "forget_in_children",
@@ -59,6 +60,27 @@ def forget_in_children(owner: Forgetful) -> None:
 def quiesce_for_forks(owner: Quiescent) -> None:
     """Have `owner` come to rest before every fork of this process, while it lives."""
     _quiescent.add(owner)
+
+
+class ForkSafeLock:
+    """A lock that nobody holds in a forked child, whichever thread of the parent did.
+
+    For what is whole at any moment, as something that is set once it is made. Not to be held over a fork.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+        forget_in_children(self)
+
+    def forget(self) -> None:
+        """In a forked child: the thread that may hold the lock is not there."""
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.rpc.status import Violation, violations_text
 from llm_cost_ops.rules.currencies import is_currency
 from llm_cost_ops.rules.meters import METER_NAME, TOKEN_METERS
-from llm_cost_ops.wire.validation import check_between, entry
+from llm_cost_ops.wire.validation import WRONG_VALUE, check_between, entry
 
 __all__ = [
     "CLOCK_SKEW",
@@ -67,7 +67,7 @@ def check_usage(
             and (record.timestamp is None or _timely(record.timestamp, now))
         ):
             return
-    except (TypeError, AttributeError):
+    except WRONG_VALUE:
         pass
     groups = (_token_rules, _modality_rules, _meter_rules, _text_rules, _metadata_rules)
     check_between([_time_rules(record, now), *(rules(record) for rules in groups)], path, violations)

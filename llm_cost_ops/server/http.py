@@ -453,7 +453,8 @@ def _error(error: RpcError, request_id: str) -> Answer:
 def _refused(status: int, message: str) -> RpcError:
     code = StatusCode.DEADLINE_EXCEEDED if status == 408 else StatusCode.INVALID_ARGUMENT
     code = StatusCode.UNIMPLEMENTED if status == 405 else code
-    return RpcError(code, message, http_status=status)
+    error_code = "PAYLOAD_TOO_LARGE" if status == 413 else ""
+    return RpcError(code, message, http_status=status, error_code=error_code)
 
 
 async def _feed(body: BoundedBody, receive: Receive, runtime: Runtime) -> None:

@@ -35,6 +35,7 @@ from llm_cost_ops.service.access.tenancy import actor_of, allowed_organizations,
 from llm_cost_ops.service.pages import Page, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.wire.decimals import from_text
+from llm_cost_ops.wire.json import builtin_value
 from llm_cost_ops.wire.unknown import Unknown
 from llm_cost_ops.wire.validation import no_member
 
@@ -233,7 +234,7 @@ def _price_of(count: int, rate: Rate | None) -> Decimal | None:
 def _unknown(value: object) -> object:
     if type(value) is Unknown:
         return {"binary": value.binary, "json": value.json}
-    raise TypeError(f"a {type(value).__name__} is no part of a message")
+    return builtin_value(value, "a {} is no part of a message")
 
 
 # Maps are sorted, so that their order is no part of the content.

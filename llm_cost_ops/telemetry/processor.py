@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Unpack
@@ -13,6 +12,7 @@ from opentelemetry.trace import StatusCode
 from llm_cost_ops.client.attribution import AttributionFields
 from llm_cost_ops.client.observer import Observer
 from llm_cost_ops.imports.spans import Span, has_counts, is_call, is_embedding, observed
+from llm_cost_ops.rpc.forks import ForkSafeLock
 
 if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
@@ -41,7 +41,7 @@ class CostOpsSpanProcessor(SpanProcessor):
         self._observer = Observer(client, attribution)
         # Spans around calls that were recorded: a framework's span of the same call repeats its counts.
         self._repeated: OrderedDict[tuple[str, str, bool], None] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def on_end(self, span: ReadableSpan) -> None:
         """Record the span, if it is a call."""

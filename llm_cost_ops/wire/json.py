@@ -24,6 +24,7 @@ from llm_cost_ops.wire.unknown import Unknown
 __all__ = [
     "JsonCodec",
     "MessageStruct",
+    "builtin_value",
     "decode_list_quickly",
     "decode_quickly",
     "decoder_of",
@@ -392,7 +393,22 @@ def _mark(value: object) -> object:
     """Write what msgspec does not: its hook for types that it doesn't know."""
     if type(value) is Unknown:
         raise _NeedsExact
-    raise TypeError(f"can't write {type(value).__name__} as JSON")
+    return builtin_value(value, "can't write {} as JSON")
+
+
+def builtin_value(value: object, refusal: str) -> str | int | datetime:
+    """The text, integer or moment that a value of a class derived from str, int or datetime holds.
+
+    Such as a pandas.Timestamp or a numpy.str_, which msgspec does not write. For any other value it raises
+    TypeError with `refusal`, which has the name of the type in the place of {}.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, datetime):
+        return datetime.combine(value.date(), value.timetz())
+    raise TypeError(refusal.format(type(value).__name__))
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_mark)

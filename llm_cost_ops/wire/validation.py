@@ -19,6 +19,7 @@ from llm_cost_ops.wire.open_enum import OpenEnum
 
 __all__ = [
     "EMPTY",
+    "WRONG_VALUE",
     "ZERO",
     "check_between",
     "check_bytes",
@@ -46,6 +47,10 @@ __all__ = [
 # The one empty string and the one zero of the interpreter: what an unset field holds.
 EMPTY = ""
 ZERO = 0
+
+# What a value of a wrong type or range raises when it is compared, added or asked: Decimal("NaN") an
+# ArithmeticError, an array a ValueError, and a dict KeyError for a slice, which is a key from Python 3.13 on.
+WRONG_VALUE = (TypeError, AttributeError, ValueError, ArithmeticError, LookupError)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -118,8 +123,7 @@ def check_between(groups: Iterable[Iterator[tuple[str, str]]], path: str, violat
                 at = f"{path}.{field}" if path else field
                 if at not in reported:
                     violations.append(Violation(at, rule))
-        # A slice is a key from Python 3.13 on: a dict where a text should be answers it with KeyError.
-        except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError):
+        except WRONG_VALUE:
             continue
 
 

@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from llm_cost_ops import UsageRecord, ValidationError
 from llm_cost_ops.types import SubmitStatus
+
+
+class Text(str):
+    """As numpy.str_."""
+
+    __slots__ = ()
+
+
+class Count(int):
+    """As a member of an enum of one's own."""
+
+
+class Moment(datetime):
+    """As pandas.Timestamp."""
+
+
+class Unanswering:
+    """As an array or pandas.NA: it does not say whether it is true."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("the truth value is ambiguous")
+
 
 NO_UTC = datetime(9999, 12, 31, 23, 59, tzinfo=timezone(timedelta(hours=-5)))
 """A moment that has no form in UTC."""
@@ -111,3 +134,54 @@ async def test_a_filter_has_as_many_labels_as_a_record(client: Any, organization
     labels.pop("key-0")
     await client.usage.submit(record(organization, labels=labels))
     assert len((await client.usage.list(**asked)).data) == 1
+
+
+async def test_values_of_derived_classes_are_what_they_hold(client: Any, organization: str) -> None:
+    moment = Moment(2026, 5, 1, 14, 30, 15, 250, tzinfo=timezone(timedelta(hours=2)))
+    sent = record(
+        Text(organization),
+        input_tokens=Count(7),
+        timestamp=moment,
+        user_id=Text("u"),
+        tags=[Text("t")],
+        labels={Text("k"): Text("v")},
+        meters={Text("searches"): Count(1)},
+        idempotency_key=Text("key"),
+    )
+    await client.usage.submit(sent)
+    assert (await client.usage.submit_batch([sent])).duplicates == 1
+    assert (await client.usage.stream([sent])).duplicates == 1
+    await client.usage.submit(record(organization, user_id=Text("u"), timestamp=Moment(2026, 5, 1, 12)))
+    asked = {"organization_id": Text(organization), "user_id": [Text("u")], "page_size": 1}
+    first = await client.usage.list(**asked, sort="timestamp", order="desc")
+    [found] = first.data
+    cursor = Text(first.pagination.next_cursor)
+    assert len((await client.usage.list(**asked, sort="timestamp", order="desc", cursor=cursor)).data) == 1
+    assert found.timestamp == moment
+    assert (found.input_tokens, found.tags, found.labels) == (7, ["t"], {"k": "v"})
+    assert sent.to_dict()["timestamp"] == "2026-05-01T12:30:15.000250Z"
+    await client.retention.set(organization_id=Text(organization), days=Count(9999))
+    await client.pricing.create(
+        provider=Text(f"p-{organization}"), model_id=Text("m"), input_price_per_million="1"
+    )
+    assert (await client.privacy.erase(organization_id=organization, user_id=Text("u"))).records == 2
+
+
+async def test_a_value_that_can_not_be_compared_harms_its_own_record(client: Any, organization: str) -> None:
+    bad = {
+        "model_id": Unanswering(),
+        "labels": Unanswering(),
+        "tags": Unanswering(),
+        "meters": Unanswering(),
+        "cached_tokens": Decimal("NaN"),
+        "reasoning_tokens": Decimal("sNaN"),
+        "total_tokens": Unanswering(),
+    }
+    records = [record(organization, **{field: value}) for field, value in bad.items()]
+    batch = await client.usage.submit_batch([*records, record(organization)])
+    named = [result.error.violations[0].field for result in batch.results[:-1]]
+    assert named == [f"records[{place}].{field}" for place, field in enumerate(bad)]
+    assert (batch.created, batch.invalid) == (1, len(bad))
+    for field, value in bad.items():
+        [(name, _)] = await refusal(client.usage.submit(record(organization, **{field: value})))
+        assert name == field

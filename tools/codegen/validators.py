@@ -106,7 +106,7 @@ def _field(field: Field) -> str:
         text = _when(" and ".join(filter(None, [f"{v} is not None", quick])), slow)
         return text + _when(f"{v} is None", f"missing({name}, violations)\n") * rules.required
     if rules.required and field.type.enum is None:
-        quick = quick and f"not {v} or {quick}"
+        quick = quick and f"{quick} or not {v}"
     elif field.type.default in ('""', "0"):
         quick = f"{v} is not {'ZERO' if field.type.default == '0' else 'EMPTY'} and ({quick})"
     elif field.type.enum is not None and not rules.required:
@@ -173,5 +173,5 @@ def _many(field: Field, v: str) -> str:
     texts = not rules.required and {type_.scalar, (field.key or type_).scalar} == {"string"}
     if texts and None not in (rules.max_items, rules.max_length):
         check = f"not plain_texts({v}, {kind}, {rules.max_items}, {rules.max_length}) and {check}"
-    some = "" if rules.required else f"({v} or type({v}) is not {kind}) and "
+    some = "" if rules.required else f"(type({v}) is not {kind} or {v}) and "
     return _when(f"{some}{check}({', '.join(arguments)})", each)

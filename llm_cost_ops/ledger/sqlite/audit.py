@@ -5,10 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 
-import msgspec
-
 from llm_cost_ops._gen.messages import AuditEvent
-from llm_cost_ops.ledger.encoding import audit_event, to_micros
+from llm_cost_ops.ledger.encoding import audit_event, encode_struct, to_micros
 from llm_cost_ops.ledger.types import AuditFilter
 from llm_cost_ops.rpc.status import invalid_argument
 
@@ -21,7 +19,7 @@ def add_events(cursor: sqlite3.Cursor, events: Iterable[AuditEvent]) -> None:
     """Add events, in the transaction of the caller."""
     for event in events:
         assert event.made_at is not None
-        details = msgspec.json.encode(event.details, order="sorted").decode()
+        details = encode_struct(event.details).decode()
         said = (event.actor, event.organization_id, event.action, event.subject, details)
         cursor.execute(_ADD, (to_micros(event.made_at), *said))
 

@@ -14,6 +14,7 @@ import os
 import sqlite3
 import struct
 import time
+from weakref import finalize
 
 __all__ = ["QueuedError", "WriteQueue"]
 
@@ -128,7 +129,7 @@ class WriteQueue:
         self._place = self._left = 0
         self._passes = False
         if file is not None:
-            os.close(file)
+            self._closing()
 
     def _first(self, before: int, floor: int | None = None) -> int | None:
         """The first place below one that another process has; of those that are heeded without `floor`."""
@@ -152,4 +153,7 @@ class WriteQueue:
             # SQLite has no locks on -wal that closing this would drop.
             with contextlib.suppress(OSError):
                 self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+                # Of a client that nobody closed, the descriptor goes with the queue.
+                self._closing = finalize(self, os.close, self._file)
+                self._closing.atexit = False
         return self._file

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.ledger.encoding import (
     as_text,
     check_cost,
     check_counts,
     decode_usage,
+    encode_texts,
     encode_usage,
     from_micros,
     to_micros,
@@ -120,13 +119,10 @@ def own_columns(
         micros,
         picos,
         record.user_id or None,
-        _encode_json(tags).decode() if tags else None,
-        _encode_json(labels).decode() if labels else None,
+        encode_texts(tags).decode() if tags else None,
+        encode_texts(labels).decode() if labels else None,
         encode_usage(record),
     )
-
-
-_encode_json = msgspec.json.Encoder().encode
 
 
 def columns_of(units: int | None, by: Pricing) -> tuple[int | None, int | None]:

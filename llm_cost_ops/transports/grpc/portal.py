@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
+from weakref import finalize
 
 __all__ = ["Portal"]
 
@@ -22,7 +23,8 @@ class Portal:
     """Runs coroutines in a daemon thread, which starts with the first one.
 
     Threads may share it. It belongs to the process that made it: after a fork the child makes its
-    own. `close` never waits long, and an interpreter that exits does not wait for it at all.
+    own. `close` never waits long, and an interpreter that exits does not wait for it at all. The thread
+    does not keep the portal: it ends with one that is collected.
     """
 
     def __init__(self, name: str) -> None:
@@ -31,7 +33,7 @@ class Portal:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._calls: deque[_Call[Any]] = deque()
+        self._calls = _Calls(self._lock)
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
         """Wait until `work()` is done in the loop's thread, and return or raise what it did.
@@ -43,9 +45,9 @@ class Portal:
         call = _Call(work)
         with self._lock:
             loop = self._running()
-            self._calls.append(call)
-            if len(self._calls) == 1:  # else the loop is already being woken, and takes all of them
-                loop.call_soon_threadsafe(self._begin_calls)
+            self._calls.waiting.append(call)
+            if len(self._calls.waiting) == 1:  # else the loop is already being woken, and takes all of them
+                loop.call_soon_threadsafe(self._calls.begin)
         try:
             return call.wait(None if timeout is None else timeout + SLACK)
         except BaseException:
@@ -62,8 +64,7 @@ class Portal:
             loop, thread = self._loop, self._thread
         if loop is None or thread is None:
             return
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(loop.stop)
+        _stop(loop)
         if thread is not threading.current_thread():
             thread.join(timeout)
 
@@ -78,31 +79,46 @@ class Portal:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(
-                target=self._serve, args=(self._loop,), name=self._name, daemon=True
+                target=_serve, args=(self._loop, self._calls), name=self._name, daemon=True
             )
             self._thread.start()
+            finalize(self, _stop, self._loop).atexit = False
         return self._loop
 
-    def _begin_calls(self) -> None:
+
+def _stop(loop: asyncio.AbstractEventLoop) -> None:
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(loop.stop)
+
+
+def _serve(loop: asyncio.AbstractEventLoop, calls: _Calls) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        calls.begin()
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            # A task that does not end when it is cancelled is left behind.
+            loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
+
+
+class _Calls:
+    """The calls that wait for the loop. It knows them without the portal, which it must not keep."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.waiting: deque[_Call[Any]] = deque()
+        self._lock = lock
+
+    def begin(self) -> None:
         with self._lock:
-            calls, self._calls = self._calls, deque()
+            calls, self.waiting = self.waiting, deque()
         for call in calls:
             call.begin()
-
-    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.set_event_loop(loop)
-        try:
-            loop.run_forever()
-            self._begin_calls()
-            tasks = asyncio.all_tasks(loop)
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                # A task that does not end when it is cancelled is left behind.
-                loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
-            loop.run_until_complete(loop.shutdown_asyncgens())
-        finally:
-            loop.close()
 
 
 class _Call(Generic[T]):

@@ -195,6 +195,23 @@ def test_what_can_not_be_backed_up(tmp_path: Path, capsys: pytest.CaptureFixture
     assert sorted(found.name for found in tmp_path.iterdir()) == ["costs.db", "notes.txt"]
 
 
+def test_a_database_may_be_named_by_its_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url, copy = f"sqlite:///{tmp_path}/a%20b.db", tmp_path / "copy.db"
+    for action in (
+        ["init", url],
+        ["status", url],
+        ["check", url],
+        ["migrate", url],
+        ["backup", url, str(copy)],
+    ):
+        assert main(["db", *action]) == 0, capsys.readouterr().err
+    assert (tmp_path / "a b.db").exists()
+    assert copy.exists()
+    for action in (["init", "sqlite://"], ["status", "sqlite://"], ["backup", "sqlite://", str(copy) + "2"]):
+        assert main(["db", *action]) == 2
+        assert "name a file" in capsys.readouterr().err
+
+
 def test_a_backup_waits_for_nobody_and_nobody_for_it(tmp_path: Path) -> None:
     path = filled(tmp_path / "costs.db")
     with Sync(path) as store:

@@ -43,6 +43,25 @@ def test_each_record_is_synced_whichever_segment_it_is_in(
     spool.close()
 
 
+def test_the_names_of_new_folders_are_on_disk_before_a_record_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    Spool(tmp_path / "a" / "b", durability="disk").close()
+    assert {tmp_path.stat().st_ino, (tmp_path / "a").stat().st_ino} <= synced
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+    synced.clear()
+    Spool(tmp_path / "c", durability="process").close()
+    assert not synced
+
+
 def test_a_failed_fsync_is_told_to_all_who_wait_for_it_and_the_records_are_kept_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -258,6 +258,29 @@ async def test_csv_takes_as_long_as_it_takes_and_ends_with_its_reader(ledger: Le
     assert read <= 4
 
 
+@pytest.mark.parametrize("period", ["start=0001-01-01", "end=0001-01-01", "start=1999-01-01&end=1999-02-01"])
+@pytest.mark.parametrize(
+    "address", ["/", "/dashboard/breakdown.csv", "/dashboard/records", "/dashboard/records.csv"]
+)
+async def test_a_period_before_all_records_is_one(
+    client: httpx.AsyncClient, address: str, period: str
+) -> None:
+    answer = await client.get(f"{address}?{period}&tz=America/New_York")
+    assert answer.status_code in (200, 400), answer.text
+    if answer.status_code == 400:
+        assert "more than" in answer.text  # as the buckets of 2,000 years
+
+
+@pytest.mark.parametrize("wrong", ["by=NaN", "project=%00", "start=2024-02-30"])
+async def test_a_file_is_not_begun_for_a_request_that_is_refused(
+    client: httpx.AsyncClient, wrong: str
+) -> None:
+    for name in ("records", "breakdown"):
+        answer = await client.get(f"/dashboard/{name}.csv?{wrong}")
+        assert answer.status_code == 400
+        assert answer.headers["content-type"].startswith("text/html")
+
+
 async def test_pages_of_records_follow_each_other(client: httpx.AsyncClient) -> None:
     seen: list[str] = []
     address = "/dashboard/records?period=90d&tz=Asia/Kolkata"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_cost_ops import CostOpsClient
 from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.sqlite import schema
@@ -388,3 +390,22 @@ def test_memory_is_private(path: str | None) -> None:
         one.append([entry()])
         assert (one.count(Filter()), other.count(Filter())) == (1, 0)
     assert not Path(":memory:").exists()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_client_that_nobody_closed_leaves_no_descriptor(tmp_path: Path) -> None:
+    client = CostOpsClient(base_url=f"sqlite:///{tmp_path}/costs.db")
+    client.usage.submit(organization_id="o", provider="openai", model_id="gpt-4o", input_tokens=1)
+    assert _open_below(tmp_path)
+    del client
+    gc.collect()
+    assert _open_below(tmp_path) == []
+
+
+def _open_below(folder: Path) -> list[str]:
+    """The files of a folder that this process has open, those that are removed included."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the one of this list
+            found.append(str(descriptor.readlink()))
+    return [path for path in found if path.startswith(str(folder))]

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import weakref
+from collections.abc import Callable
 
 import pytest
 
-from llm_cost_ops.rpc.forks import PerProcess
-from tests.waiting import in_threads
+from llm_cost_ops.catalog import load
+from llm_cost_ops.client import observer
+from llm_cost_ops.pricing.pricebook import PriceBook
+from llm_cost_ops.rpc.forks import ForkSafeLock, PerProcess
+from tests.unit.pricing.cards import make_usage
+from tests.waiting import MAX_WAIT, in_threads
 
 
 class Connection:
@@ -70,3 +76,36 @@ def test_an_owner_that_is_dropped_goes_at_once_with_what_it_made() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+LOCKED: dict[str, Callable[[], tuple[ForkSafeLock, Callable[[], object]]]] = {
+    "catalog": lambda: (load._in_force.lock, lambda: load.use_catalog(None)),
+    "cards": lambda: ((catalog := load.load_catalog())._lock, catalog.entries),
+    "default client": lambda: (observer._lock, observer.default_client),
+    "prices": lambda: ((book := PriceBook([]))._edition._lock, lambda: book.select(make_usage())),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("place", list(LOCKED))
+def test_a_child_does_not_wait_for_a_lock_that_a_thread_of_its_parent_held(place: str) -> None:
+    lock, use = LOCKED[place]()
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            assert go_on.wait(MAX_WAIT)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(MAX_WAIT)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # ends it where it hangs
+        use()
+        os._exit(0)
+    go_on.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from functools import partial
@@ -82,7 +83,7 @@ def test_closing_ends_what_runs_and_what_has_not_begun(portal):
     threads += [threading.Thread(target=ask, args=(lambda: asyncio.sleep(1000),)) for _ in range(3)]
     for thread in threads[1:]:
         thread.start()
-    while len(portal._calls) < 3:
+    while len(portal._calls.waiting) < 3:
         time.sleep(0.001)
     closing = threading.Thread(target=portal.close)
     closing.start()
@@ -114,3 +115,13 @@ def test_the_exception_does_not_keep_what_the_call_held(portal):
         assert kept[0]() is None
     finally:
         gc.enable()
+
+
+def test_a_portal_that_is_collected_ends_its_thread():
+    made = Portal("forgotten-portal")
+    assert made.run(lambda: doubled(2)) == 4
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "forgotten-portal"]
+    del made
+    gc.collect()
+    thread.join(MAX_WAIT)
+    assert not thread.is_alive()
