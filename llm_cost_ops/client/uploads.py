@@ -149,9 +149,9 @@ class _Sender:
         self._retry: Retry | None = next((each for each in chain if isinstance(each, Retry)), None)
         # The embedded service checks each record itself; for the others it is done before sending, as
         # for a single record: what can't even be encoded is a problem of its own, and of no other.
-        from llm_cost_ops.rules.requests import Validation, keeps_unknown
+        from llm_cost_ops.rules.requests import Validation, check_record, keeps_unknown
 
-        self._checks = any(isinstance(each, Validation) for each in chain)
+        self._check = check_record if any(isinstance(each, Validation) for each in chain) else None
         self._keeps_unknown = keeps_unknown(core.metadata)
 
     async def run(
@@ -176,12 +176,10 @@ class _Sender:
             raise _refused(
                 Violation(f"records[{index}]", f"must be a UsageRecord, not {type(record).__name__}")
             )
-        if self._checks:
-            from llm_cost_ops.rules.requests import check_record
-
+        if self._check is not None:
             violations: list[Violation] = []
             now = utc_now(self._core.runtime)
-            check_record(record, "", now, violations, self._keeps_unknown)
+            self._check(record, "", now, violations, self._keeps_unknown)
             if violations:
                 self._progress.records += 1
                 _add(self._progress, _invalid(index, violations))
