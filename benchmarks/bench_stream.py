@@ -1,7 +1,8 @@
 """How fast does usage get into the ledger as a stream, beside batches and single submits?
 
 The same records over each transport, in one run: the embedded engine on a file, and a server process on
-loopback over HTTP and gRPC, all with durability "disk". Exports are read back from the same ledger.
+loopback over HTTP and gRPC, all with durability "disk". Streams and batches take turns. Exports are read
+back from the same ledger.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from llm_cost_ops import AsyncCostOpsClient, CostOpsClient, UsageRecord
 
 STREAMED, SINGLE = 10_000, 300
-SEGMENT = 500
+SEGMENT, TURNS = 500, 5
 
 
 def records(organization: str, count: int) -> Iterator[UsageRecord]:
@@ -57,20 +58,30 @@ def server(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def timed(name: str, started: float, count: int) -> None:
-    print(f"  {name:<16}{count / (time.perf_counter() - started):>10,.0f} records/s")
+    shown(name, time.perf_counter() - started, count)
+
+
+def shown(name: str, seconds: float, count: int) -> None:
+    print(f"  {name:<16}{count / seconds:>10,.0f} records/s")
 
 
 def sync(base_url: str, where: str) -> None:
     with CostOpsClient(base_url=base_url, timeout=None) as client:
-        client.usage.stream(records(f"warm-{where}", 500))
-        started = time.perf_counter()
-        receipt = client.usage.stream(records(f"stream-{where}", STREAMED), segment=SEGMENT)
-        timed("stream", started, STREAMED)
-        assert receipt.created == STREAMED
-        started, batch = time.perf_counter(), list(records(f"batch-{where}", STREAMED))
-        for at in range(0, STREAMED, SEGMENT):
-            client.usage.submit_batch(batch[at : at + SEGMENT])
-        timed("batch", started, STREAMED)
+        client.usage.stream(records(f"warm-{where}", SEGMENT))
+        client.usage.submit_batch(list(records(f"warm-{where}", SEGMENT)))
+        streaming = batching = 0.0
+        for _ in range(TURNS):
+            started = time.perf_counter()
+            receipt = client.usage.stream(records(f"stream-{where}", STREAMED // TURNS), segment=SEGMENT)
+            assert receipt.created == STREAMED // TURNS
+            between = time.perf_counter()
+            batch = list(records(f"batch-{where}", STREAMED // TURNS))
+            for at in range(0, len(batch), SEGMENT):
+                client.usage.submit_batch(batch[at : at + SEGMENT])
+            streaming += between - started
+            batching += time.perf_counter() - between
+        shown("stream", streaming, STREAMED)
+        shown("batch", batching, STREAMED)
         started = time.perf_counter()
         for record in records(f"single-{where}", SINGLE):
             client.usage.submit(record)
