@@ -142,14 +142,22 @@ def raw_copy(server: PostgresServer, count: int) -> float:
     return measured.line("COPY of batches into one table", count)
 
 
-def in_process(server: PostgresServer, count: int, raw: float) -> None:
+def in_process(server: PostgresServer, count: int, raw: float, callers: int) -> None:
     ledger = open_ledger(server.new_database())
-    made = batches(count)
-    drive(ledger.append(made[0], context()))
-    with Measured(server, os.getpid()) as measured:
-        for batch in made[1:]:
+    first, *made = batches(count + BATCH)
+    drive(ledger.append(first, context()))
+
+    def send(some: list[list[Entry]]) -> None:
+        for batch in some:
             drive(ledger.append(batch, context()))
-    measured.line("append, batches in the process", count - BATCH, raw)
+
+    threads = [Thread(target=send, args=(made[at::callers],)) for at in range(callers)]
+    with Measured(server, os.getpid()) as measured:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    measured.line(f"append, batches in the process, {callers} caller{'s' * (callers > 1)}", count, raw)
     drive(ledger.aclose())
 
 
@@ -264,48 +272,69 @@ def queries(server: PostgresServer, sizes: list[int]) -> None:
 
 
 def folding(server: PostgresServer, seconds: float) -> None:
-    """One caller's submits beside another's batches, in turns with sums folded by volume and not at all."""
-    from llm_cost_ops.ledger.postgres import ledger as module
+    """One caller's submits beside another's batches, in turns with sums folded and with a wait instead.
+
+    The wait is as long as a fold. Folds begin right after a batch, which some submits waited for: those are
+    to be compared with submits that were as unlucky, and not with all.
+    """
     from llm_cost_ops.ledger.postgres import sums as sums_module
 
-    folds: list[tuple[float, float]] = []
+    moments: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    length = 0.02
+    folds_now = False
 
-    def timed_fold(session: Any, org: int, *, wait: bool = False) -> None:
-        began = time.perf_counter()
-        fold(session, org, wait=wait)
-        folds.append((began, time.perf_counter()))
+    def fold_or_wait(session: Any, org: int, *, wait: bool = False) -> None:
+        nonlocal length
+        began, folds = time.perf_counter(), folds_now
+        if folds:
+            fold(session, org, wait=wait)
+            length = time.perf_counter() - began
+        else:
+            time.sleep(length)
+        moments[folds].append((began, time.perf_counter()))
 
     ledger = open_ledger(server.new_database())
-    every, turns = module.FOLD_EVERY, max(4, int(2 * seconds))
+    turns = max(4, int(2 * seconds))
     singles = (entries(1, at)[0] for at in count())
     made = iter([entries(FOLDED_BATCH, at * FOLDED_BATCH) for at in range(2 * turns * BATCHES_A_TURN)])
     drive(ledger.append([next(singles)], context()))
     calls: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
-    with patch.object(sums_module, "fold", timed_fold):
+    with patch.object(sums_module, "fold", fold_or_wait):
         for turn in range(2 * turns):
             # In the order A B B A, so that neither has the larger tables.
             folds_now = turn % 4 in (1, 2)
-            with patch.object(module, "FOLD_EVERY", every if folds_now else 10**9):
-                calls[folds_now] += _turn(ledger, singles, made)
+            calls[folds_now] += _turn(ledger, singles, made)
             fold_all(ledger)
     drive(ledger.aclose())
-    at_fold = [
-        call for call in calls[True] if any(began < call[1] and call[0] < ended for began, ended in folds)
-    ]
+    _print_folding(calls, moments)
+
+
+def _print_folding(
+    calls: dict[bool, list[tuple[float, float]]], moments: dict[bool, list[tuple[float, float]]]
+) -> None:
+    def during(folds: bool) -> list[tuple[float, float]]:
+        return [
+            call
+            for call in calls[folds]
+            if any(began < call[1] and call[0] < ended for began, ended in moments[folds])
+        ]
+
     p99 = {}
     for name, found in (
         ("without folding", calls[False]),
         ("while sums are folded", calls[True]),
-        ("at the moment of a fold", at_fold),
+        ("at such a moment, without", during(False)),
+        ("at the moment of a fold", during(True)),
     ):
         times = [(ended - began) * 1000 for began, ended in found]
-        p99[name] = quantiles(times, n=100)[98]
+        p99[name] = quantiles(times, n=100, method="inclusive")[98]
         line = f"submit, {name:<26}{len(times):>8,} calls {median(times):>8.2f} ms median"
         print(f"{line}, {p99[name]:.2f} ms p99")
-    lengths = [(ended - began) * 1000 for began, ended in folds]
+    lengths = [(ended - began) * 1000 for began, ended in moments[True]]
     print(f"{len(lengths)} folds of {median(lengths):.0f} ms")
-    for name in list(p99)[1:]:
-        print(f"{'p99 beside without: ' + name:<54}{p99[name] / p99['without folding']:>10.2f}")
+    names = list(p99)
+    for without, name in (names[:2], names[2:]):
+        print(f"{'p99 beside without: ' + name:<54}{p99[name] / p99[without]:>10.2f}")
 
 
 def _turn(ledger: Any, singles: Iterator[Entry], made: Iterator[list[Entry]]) -> list[tuple[float, float]]:
@@ -341,7 +370,8 @@ def main() -> None:
     options = parser.parse_args()
     with PostgresServer("shared_buffers=512MB", "max_wal_size=4GB") as server:
         raw = raw_copy(server, options.records)
-        in_process(server, options.records, raw)
+        for callers in (1, 2, 8):
+            in_process(server, options.records, raw, callers)
         rate = through_servers(server, options.records, raw)
         single_submits(server, options.seconds, rate)
         folding(server, options.seconds)

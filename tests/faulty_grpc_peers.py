@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import gzip
 import time
 from collections.abc import Callable
 
@@ -14,7 +12,7 @@ from h2.events import ConnectionTerminated, DataReceived, RequestReceived, Strea
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 
-from tests.faulty_peers import Behaviour, never_reads, reset, resets_at_once
+from tests.faulty_peers import Behaviour, bomb, never_reads, reset, resets_at_once
 
 __all__ = ["ANSWER", "BEHAVIOURS", "GOOD", "Http2", "answering", "frame"]
 
@@ -164,12 +162,6 @@ def endless(peer: Http2, stream: int) -> None:
         while peer.http2.local_flow_control_window(stream) < 16384:
             peer.receive()
         peer.send(stream, None, b" " * 16384)
-
-
-@functools.cache
-def bomb() -> bytes:
-    """64 MiB of spaces, compressed to 64 KiB."""
-    return gzip.compress(b" " * (64 << 20), 9)
 
 
 def speaks_http1(connection) -> None:

@@ -19,6 +19,8 @@ from llm_cost_ops.server.app import HttpServer
 from tests.served import serving
 from tests.waiting import MAX_WAIT
 
+CHAT = {"model": "gpt-4o", "messages": []}
+PATH = "/openai/v1/chat/completions"
 ANSWER = {
     "id": "chatcmpl-1",
     "object": "chat.completion",
@@ -31,6 +33,20 @@ CHUNK = {**ANSWER, "object": "chat.completion.chunk", "usage": None}
 
 def event(payload: Any) -> bytes:
     return b"data: " + (payload if isinstance(payload, bytes) else json.dumps(payload).encode()) + b"\n\n"
+
+
+def broken_stream(handler: Any) -> None:
+    """An answer of a provider that breaks off after its first event."""
+    handler.stream()
+    handler.part(event(CHUNK))
+    handler.close_connection = True
+
+
+def stalled_stream(handler: Any) -> None:
+    """One that stops after its first event, until the connection is closed."""
+    handler.stream()
+    handler.part(event(CHUNK))
+    handler.wait_until_closed()
 
 
 @contextmanager

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from http.server import HTTPServer
+from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.ports import free_port
 from tests.waiting import MAX_WAIT
 
 AnyServer = TypeVar("AnyServer", bound=HTTPServer)
@@ -98,3 +101,37 @@ def served(
             yield server
         finally:
             server.end()
+
+
+class Restarted:
+    """A server process on two fixed ports and one file; it may be killed and started again."""
+
+    def __init__(self, folder: Path, durability: str = "process") -> None:
+        self.ports = {"http": free_port(), "grpc": free_port()}
+        self._command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", "--db", str(folder / "ledger.db")]
+        for transport, port in self.ports.items():
+            self._command += [f"--{transport}", f"127.0.0.1:{port}"]
+        self._command += ["--durability", durability]
+        self.start()
+
+    def start(self) -> None:
+        """Serve, again after `kill`, once both ports accept."""
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        seen = ""
+        for line in self._process.stdout:
+            seen += line
+            if "http://" in seen and "grpc://" in seen:
+                return
+        raise RuntimeError(f"the server did not start: {self._process.wait(MAX_WAIT)}")
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """End it as kill -9 does, or by another signal."""
+        self._process.send_signal(number)
+        self._process.wait(MAX_WAIT)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def url(self, transport: str) -> str:
+        """Its URL, for the client of "http" or "grpc"."""
+        return f"{transport}://127.0.0.1:{self.ports[transport]}"

@@ -6,11 +6,12 @@ A test waits for the event itself; a bound is there for what would hang, and no 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-__all__ = ["MAX_WAIT", "until", "until_async"]
+__all__ = ["MAX_WAIT", "in_threads", "until", "until_async"]
 
 T = TypeVar("T")
 
@@ -34,3 +35,13 @@ async def until_async(condition: Callable[[], T], seconds: float = MAX_WAIT) -> 
         assert time.monotonic() < end, "what is waited for does not come"
         await asyncio.sleep(0.002)
     return found
+
+
+def in_threads(calls: Iterable[Callable[[], object]]) -> None:
+    """Run each call in a thread of its own, all at the same time, and wait until every one has ended."""
+    threads = [threading.Thread(target=call, daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(MAX_WAIT)
+        assert not thread.is_alive(), "a call does not end"

@@ -63,6 +63,8 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
 
     def of(self, record: UsageRecord) -> UsageRecord:
         """The record with these where it says nothing: a copy, or itself where nothing is missing."""
+        if self is _NONE:
+            return record
         missing: dict[str, Any] = {
             name: value
             for name in ("organization_id", "project_id", "user_id", "session_id")

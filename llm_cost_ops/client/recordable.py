@@ -50,7 +50,7 @@ def broken_rules(record: UsageRecord) -> str:
     """The rules that a record breaks by itself, "" where there are none: those that a server holds it to."""
     violations: list[Violation] = []
     check_record(record, "", None, violations, keep_unknown=True)
-    return violations_text(violations)
+    return violations_text(violations) if violations else ""
 
 
 def read_record(payload: bytes) -> UsageRecord | str:

@@ -351,26 +351,23 @@ class Recorder:
 
     def _built(self, raw: _Raw) -> tuple[UsageRecord, bytes] | Rejected:
         """The record of a call of `record`, as it is and as JSON, or why there is none."""
-        try:
-            return self._made(raw)
-        except Exception as error:  # noqa: BLE001  # whatever it was, it is the caller's to be told, not to get
-            given = raw[0] if isinstance(raw[0], UsageRecord) else None
-            return Rejected(record=given, reason=text_of(error))
-
-    def _made(self, raw: _Raw) -> tuple[UsageRecord, bytes] | Rejected:
         record, fields, attributes, nanoseconds, number = raw
-        built = self._build(record, fields, attributes)
-        if not built.idempotency_key:
-            built.idempotency_key = self._key_of(nanoseconds, number)
-        if built.timestamp is None:
-            built.timestamp = _moment(nanoseconds)
-        # In JSON other types than a field's may become another value, or none that can be read again.
-        if self._spool is not None and (broken := broken_rules(built)):
-            return Rejected(record=built, reason=broken)
         try:
-            return built, USAGE_RECORD.encode_json(built)
-        except EncodeError as error:
-            return Rejected(record=built, reason=broken_rules(built) or str(error))
+            built = self._build(record, fields, attributes)
+            if not built.idempotency_key:
+                built.idempotency_key = self._key_of(nanoseconds, number)
+            # In JSON other types than a field's may become another value, or none that can be read again.
+            broken = "" if self._spool is None else broken_rules(built)
+            if built.timestamp is None:
+                built.timestamp = _moment(nanoseconds)
+            if broken:
+                return Rejected(record=built, reason=broken)
+            try:
+                return built, USAGE_RECORD.encode_json(built)
+            except EncodeError as error:
+                return Rejected(record=built, reason=broken_rules(built) or str(error))
+        except Exception as error:  # noqa: BLE001  # whatever it was, it is the caller's to be told, not to get
+            return Rejected(record=record if isinstance(record, UsageRecord) else None, reason=text_of(error))
 
     # What follows runs in the thread.
 

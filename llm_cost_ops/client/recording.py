@@ -106,8 +106,10 @@ class Recording:
         """The record that `submit` would send for the same arguments."""
         if callable(record):
             return self._attribution.in_force(inner).of(record())
-        arguments = {name: value for name, value in fields.items() if name not in _PER_CALL}
-        submitted: Any = UsageResource(_AS_GIVEN).submit(record, **arguments)
+        arguments = fields
+        if not _PER_CALL.isdisjoint(fields):
+            arguments = {name: value for name, value in fields.items() if name not in _PER_CALL}
+        submitted: Any = _AS_GIVEN.submit(record, **arguments)
         if not isinstance(submitted, UsageRecord):
             raise TypeError(f"usage must be a UsageRecord, not {type(submitted).__name__}")
         made: UsageRecord = submitted
@@ -121,14 +123,15 @@ class Recording:
 _PER_CALL = frozenset(("timeout", "headers", "retry", "idempotency_key"))
 
 
-class _AsGiven:
+class _Given:
     """Stands in for a channel: what would be sent is the answer."""
 
     def unary_unary(self, method: Any, request: Any, *_: Any) -> Any:
         return request.usage
 
 
-_AS_GIVEN: Any = _AsGiven()
+_given: Any = _Given()
+_AS_GIVEN = UsageResource(_given)
 
 
 class _SyncConnection:

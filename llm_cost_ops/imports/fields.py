@@ -15,10 +15,11 @@ from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.types import Operation, Outcome, UsageQuality, UsageRecord
 from llm_cost_ops.wire import coerce
+from llm_cost_ops.wire.decimals import from_json_number, plain
 from llm_cost_ops.wire.open_enum import OpenEnum
 from llm_cost_ops.wire.validation import nearest, no_member
 
-__all__ = ["FIELDS", "Mapping", "assignments", "overlay", "put", "value_at"]
+__all__ = ["FIELDS", "Mapping", "assignments", "check_once", "overlay", "put", "value_at"]
 
 # The fields of a record whose values have one form: in CSV and in --set they come as text.
 _INTEGERS = {name for name, kind in get_type_hints(UsageRecord).items() if kind in (int, int | None)}
@@ -33,9 +34,11 @@ def put(fields: dict[str, Any], path: str, text: str) -> None:
     if name in _MAPS and not inner:
         value: Any = _json_object(name, text)
     elif name in _INTEGERS or name in ("meters", "modality"):
-        if not re.fullmatch(r"-?[0-9]{1,19}", text):
+        # A column of pandas in which some counts are missing has "1000.0".
+        whole = re.fullmatch(r"(-?[0-9]{1,19})(?:\.0)?", text)
+        if not whole:
             raise ValueError(f"{path} must be a whole number, not {text[:40]!r}")
-        value = int(text)
+        value = int(whole[1])
     elif name == "tags":
         value = _tags(text)
     elif name == "observation":
@@ -50,13 +53,21 @@ def put(fields: dict[str, Any], path: str, text: str) -> None:
         if not isinstance(value, OpenEnum):
             raise ValueError(f"{name} {no_member(text, _ENUMS[name])}")
     else:
-        value = text
-        if name == "reported_cost" and isinstance(coerce.decimal(text), str):
-            raise ValueError(f"reported_cost must be a decimal such as 0.015, not {text[:40]!r}")
+        value = _amount(text) if name == "reported_cost" else text
     if inner:
         fields.setdefault(name, {})[inner] = value
     else:
         fields[name] = value
+
+
+def _amount(text: str) -> str:
+    """An amount, with an exponent too, as Python writes one below 0.0001."""
+    if not isinstance(coerce.decimal(text), str):
+        return text
+    try:
+        return plain(from_json_number(text))
+    except ValueError:
+        raise ValueError(f"reported_cost must be a decimal such as 0.015, not {text[:40]!r}") from None
 
 
 def _json_object(name: str, text: str) -> object:
@@ -116,6 +127,15 @@ def overlay(record: UsageRecord, given: dict[str, str]) -> None:
         record.total_tokens = None
 
 
+def check_once(column: str, columns: list[str]) -> None:
+    """Raise ConfigurationError for a column that is read and that a table has twice: which counts?"""
+    if columns.count(column) > 1:
+        raise ConfigurationError(
+            f"the file has the column {column!r} more than once: rename all but the one that counts",
+            parameter="file",
+        )
+
+
 class Mapping:
     """What --map says: which columns, or sums of columns, a record's fields are taken from.
 
@@ -140,6 +160,7 @@ class Mapping:
                         f"--map {field}={source}: the file has no column {column!r}, only {known}",
                         parameter="map",
                     )
+                check_once(column, columns)
         self._unseen.clear()
 
     def apply(self, row: dict[str, object]) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 
 from llm_cost_ops.imports.values import (
     PROVIDERS,
@@ -18,6 +19,7 @@ from llm_cost_ops.imports.values import (
     made,
     moment,
     nested,
+    part_of,
     provider_of,
     text,
     whole_input,
@@ -88,9 +90,7 @@ def _read_litellm(obj: dict[str, object], _state: State) -> Found:
     record = made(
         provider=provider,
         model_id=rest if slash and prefix in (stated, provider) else model,
-        input_tokens=None
-        if stated_input is None
-        else whole_input(stated_input, cached, written, output or 0, count(obj, "total_tokens")),
+        input_tokens=whole_input(stated_input, cached, written, output, count(obj, "total_tokens")),
         output_tokens=output,
         cached=cached,
         written=written,
@@ -151,35 +151,29 @@ def _is_activity(obj: dict[str, object]) -> bool:
 
 
 def _read_activity(obj: dict[str, object], _state: State) -> Found:
-    """Days of an endpoint: sums of calls, with what was charged for them."""
     for where, row in _elements(obj):
-        try:
-            # What was paid to the provider with a key of one's own comes on top.
-            spent = cost(row.get("usage"), "usage")
-            own = cost(row.get("byok_usage_inference"), "byok_usage_inference")
-            record = made(
-                provider="openrouter",
-                model_id=text(row, "model", "model_permaslug"),
-                input_tokens=count(row, "prompt_tokens"),
-                output_tokens=count(row, "completion_tokens"),
-                reasoning_tokens=count(row, "reasoning_tokens"),
-                request_count=count(row, "requests") or None,
-                timestamp=moment(row.get("date")),
-                reported_cost=None if spent is None else spent + (own or 0),
-                idempotency_key=identity(
-                    "openrouter-activity",
-                    row.get("date"),
-                    row.get("model_permaslug"),
-                    row.get("endpoint_id"),
-                    row.get("provider_name"),
-                ),
-                operation=Operation.CHAT,
-                source="openrouter-activity",
-            )
-        except ValueError as error:
-            yield Part(where, str(error))
-            continue
-        yield Part(where, record)
+        yield part_of(where, partial(_activity, row))
+
+
+def _activity(row: dict[str, object]) -> UsageRecord:
+    """A day of an endpoint: the sum of its calls, with what was charged for them."""
+    # What was paid to the provider with a key of one's own comes on top.
+    spent = cost(row.get("usage"), "usage")
+    own = cost(row.get("byok_usage_inference"), "byok_usage_inference")
+    parts = (row.get(name) for name in ("date", "model_permaslug", "endpoint_id", "provider_name"))
+    return made(
+        provider="openrouter",
+        model_id=text(row, "model", "model_permaslug"),
+        input_tokens=count(row, "prompt_tokens"),
+        output_tokens=count(row, "completion_tokens"),
+        reasoning_tokens=count(row, "reasoning_tokens"),
+        request_count=count(row, "requests") or None,
+        timestamp=moment(row.get("date")),
+        reported_cost=None if spent is None else spent + (own or 0),
+        idempotency_key=identity("openrouter-activity", *parts),
+        operation=Operation.CHAT,
+        source="openrouter-activity",
+    )
 
 
 def _is_generation(obj: dict[str, object]) -> bool:
@@ -190,10 +184,7 @@ def _is_generation(obj: dict[str, object]) -> bool:
 def _read_generation(obj: dict[str, object], _state: State) -> Found:
     """A generation of OpenRouter or of Vercel's gateway, or a row of OpenRouter's activity CSV."""
     for where, row in _elements(obj):
-        try:
-            yield Part(where, _generation(row))
-        except ValueError as error:
-            yield Part(where, str(error))
+        yield part_of(where, partial(_generation, row))
 
 
 def _generation(row: dict[str, object]) -> UsageRecord:
@@ -238,27 +229,26 @@ _NO_REFERENCE = "00000000-0000-0000-0000-000000000000"
 def _read_helicone(obj: dict[str, object], _state: State) -> Found:
     """Requests as its API and its export tool give them. An answer from its cache was no call."""
     for where, row in _elements(obj):
-        if text(row, "cache_reference_id") not in ("", _NO_REFERENCE):
-            continue
-        try:
-            record = _helicone(row)
-            record.timestamp = moment(row.get("request_created_at"))
-            record.latency_ms = count(row, "delay_ms")
-            status = count(row, "response_status", "status")
-        except ValueError as error:
-            yield Part(where, str(error))
-            continue
-        record.user_id = text(row, "request_user_id", "user_id")[:255]
-        record.outcome = Outcome.FAILED if status is not None and status >= 400 else record.outcome
-        properties = nested(row, "request_properties", "properties")
-        record.labels = {str(name): str(value)[:255] for name, value in list(properties.items())[:64]}
-        record.idempotency_key = record.idempotency_key or f"helicone:{text(row, 'request_id')}"
-        record.observation = True
-        record.source = "helicone"
-        yield Part(where, record)
+        if text(row, "cache_reference_id") in ("", _NO_REFERENCE):
+            yield part_of(where, partial(_helicone, row))
 
 
 def _helicone(row: dict[str, object]) -> UsageRecord:
+    record = _helicone_usage(row)
+    record.timestamp = moment(row.get("request_created_at"))
+    record.latency_ms = count(row, "delay_ms")
+    status = count(row, "response_status", "status")
+    record.user_id = text(row, "request_user_id", "user_id")[:255]
+    record.outcome = Outcome.FAILED if status is not None and status >= 400 else record.outcome
+    properties = nested(row, "request_properties", "properties")
+    record.labels = {str(name): str(value)[:255] for name, value in list(properties.items())[:64]}
+    record.idempotency_key = record.idempotency_key or f"helicone:{text(row, 'request_id')}"
+    record.observation = True
+    record.source = "helicone"
+    return record
+
+
+def _helicone_usage(row: dict[str, object]) -> UsageRecord:
     model = text(row, "model", "response_model", "model_override", "request_model")
     stated = text(row, "provider").lower()
     provider = PROVIDERS.get(stated, stated)
@@ -274,12 +264,10 @@ def _helicone(row: dict[str, object]) -> UsageRecord:
     cached = count(row, "prompt_cache_read_tokens") or 0
     written = count(row, "prompt_cache_write_tokens") or 0
     given, output = count(row, "prompt_tokens"), count(row, "completion_tokens")
-    if given is not None:
-        given = whole_input(given, cached, written, output or 0, count(row, "total_tokens"))
     return made(
         provider=provider,
         model_id=model,
-        input_tokens=given,
+        input_tokens=whole_input(given, cached, written, output, count(row, "total_tokens")),
         output_tokens=output,
         cached=cached,
         written=written,
@@ -319,10 +307,7 @@ def _read_langfuse(obj: dict[str, object], _state: State) -> Found:
         for index, each in enumerate(observations):
             place = where if each is row else f"{where}.observations[{index}]".lstrip(".")
             if isinstance(each, dict) and text(each, "type").upper() in _GENERATION_TYPES:
-                try:
-                    yield Part(place, _langfuse(each, row))
-                except ValueError as error:
-                    yield Part(place, str(error))
+                yield part_of(place, partial(_langfuse, each, row))
 
 
 # The names that it and the SDKs which report to it have for the three totals of a call.
@@ -412,12 +397,8 @@ def _read_langsmith(obj: dict[str, object], _state: State) -> Found:
     runs = obj.get("runs")
     found = _elements({"data": runs}) if isinstance(runs, list) else _elements(obj)
     for where, run in found:
-        if text(run, "run_type") not in ("llm", "embedding"):
-            continue
-        try:
-            yield Part(where, _langsmith(run))
-        except ValueError as error:
-            yield Part(where, str(error))
+        if text(run, "run_type") in ("llm", "embedding"):
+            yield part_of(where, partial(_langsmith, run))
 
 
 def _langsmith(run: dict[str, object]) -> UsageRecord:
@@ -439,7 +420,7 @@ def _langsmith(run: dict[str, object]) -> UsageRecord:
     return made(
         provider=PROVIDERS.get(stated, stated) or provider_of(model),
         model_id=model,
-        input_tokens=None if read is None else whole_input(read, cached, written, output or 0, total),
+        input_tokens=whole_input(read, cached, written, output, total),
         output_tokens=output,
         cached=cached,
         written=written,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from llm_cost_ops.imports.values import (
     Format,
@@ -15,6 +16,7 @@ from llm_cost_ops.imports.values import (
     made,
     moment,
     nested,
+    part_of,
     text,
 )
 from llm_cost_ops.types import ModalityTokens, Operation, UsageQuality, UsageRecord
@@ -71,10 +73,7 @@ def _is_openai_page(obj: dict[str, object]) -> bool:
 
 def _read_openai_page(obj: dict[str, object], _state: State) -> Found:
     for where, bucket, result in _results(obj):
-        try:
-            yield Part(where, _openai_result(bucket, result))
-        except ValueError as error:
-            yield Part(where, str(error))
+        yield part_of(where, partial(_openai_result, bucket, result))
 
 
 def _openai_result(bucket: dict[str, object], result: dict[str, object]) -> UsageRecord | str:
@@ -195,44 +194,42 @@ def _is_anthropic_costs(obj: dict[str, object]) -> bool:
 
 def _read_anthropic_usage(obj: dict[str, object], _state: State) -> Found:
     for where, bucket, result in _results(obj):
-        created = nested(result, "cache_creation")
-        searches = count(nested(result, "server_tool_use"), "web_search_requests")
-        try:
-            record = _anthropic_row(
-                result,
-                moment(bucket.get("starting_at")),
-                plain=count(result, "uncached_input_tokens"),
-                short=count(created, "ephemeral_5m_input_tokens"),
-                long=count(created, "ephemeral_1h_input_tokens"),
-                read=count(result, "cache_read_input_tokens"),
-                output=count(result, "output_tokens"),
-                searches=searches,
-            )
-        except ValueError as error:
-            yield Part(where, str(error))
-            continue
-        if result.get("service_tier") is None:
-            # Not grouped by it: some of it may have cost half.
-            record.quality = UsageQuality.ESTIMATED
-        record.model_id = text(result, "model")
-        record.project_id = text(result, "workspace_id")
-        _set_tier(record, text(result, "service_tier"))
-        parts = (
-            "model",
-            "workspace_id",
-            "api_key_id",
-            "service_tier",
-            "context_window",
-            "inference_geo",
-            "speed",
-        )
-        record.idempotency_key = identity(
-            "anthropic-usage",
-            bucket.get("starting_at"),
-            bucket.get("ending_at"),
-            *(result.get(name) for name in parts),
-        )
-        yield Part(where, record)
+        yield part_of(where, partial(_anthropic_usage, bucket, result))
+
+
+def _anthropic_usage(bucket: dict[str, object], result: dict[str, object]) -> UsageRecord:
+    created = nested(result, "cache_creation")
+    record = _anthropic_row(
+        result,
+        moment(bucket.get("starting_at")),
+        plain=count(result, "uncached_input_tokens"),
+        short=count(created, "ephemeral_5m_input_tokens"),
+        long=count(created, "ephemeral_1h_input_tokens"),
+        read=count(result, "cache_read_input_tokens"),
+        output=count(result, "output_tokens"),
+        searches=count(nested(result, "server_tool_use"), "web_search_requests"),
+    )
+    if result.get("service_tier") is None:
+        # Not grouped by it: some of it may have cost half.
+        record.quality = UsageQuality.ESTIMATED
+    record.model_id = text(result, "model")
+    record.project_id = text(result, "workspace_id")
+    _set_tier(record, text(result, "service_tier"))
+    groups = (
+        "model",
+        "workspace_id",
+        "api_key_id",
+        "service_tier",
+        "context_window",
+        "inference_geo",
+        "speed",
+    )
+    record.idempotency_key = _identity("anthropic-usage", bucket, *(result.get(name) for name in groups))
+    return record
+
+
+def _identity(name: str, bucket: dict[str, object], *parts: object) -> str:
+    return identity(name, bucket.get("starting_at"), bucket.get("ending_at"), *parts)
 
 
 def _anthropic_row(
@@ -291,31 +288,25 @@ def _set_tier(record: UsageRecord, tier: str) -> None:
 
 def _read_anthropic_costs(obj: dict[str, object], _state: State) -> Found:
     for where, bucket, result in _results(obj):
-        try:
-            # In the smallest unit of the currency.
-            amount = cost(result.get("amount"), "amount", per=100)
-            when = moment(bucket.get("starting_at"))
-        except ValueError as error:
-            yield Part(where, str(error))
-            continue
-        record = made(
-            provider="anthropic",
-            model_id=text(result, "model", "description") or "all models",
-            timestamp=when,
-            reported_cost=amount,
-            reported_currency=text(result, "currency") or "USD",
-            project_id=text(result, "workspace_id"),
-            source="anthropic-costs",
-            labels={name: text(result, name) for name in ("cost_type", "token_type") if text(result, name)},
-            idempotency_key=identity(
-                "anthropic-costs",
-                bucket.get("starting_at"),
-                bucket.get("ending_at"),
-                *(value for name, value in sorted(result.items()) if name != "amount"),
-            ),
-        )
-        _set_tier(record, text(result, "service_tier"))
-        yield Part(where, record)
+        yield part_of(where, partial(_anthropic_cost, bucket, result))
+
+
+def _anthropic_cost(bucket: dict[str, object], result: dict[str, object]) -> UsageRecord:
+    parts = (value for name, value in sorted(result.items()) if name != "amount")
+    record = made(
+        provider="anthropic",
+        model_id=text(result, "model", "description") or "all models",
+        # In the smallest unit of the currency.
+        reported_cost=cost(result.get("amount"), "amount", per=100),
+        timestamp=moment(bucket.get("starting_at")),
+        reported_currency=text(result, "currency") or "USD",
+        project_id=text(result, "workspace_id"),
+        source="anthropic-costs",
+        labels={name: text(result, name) for name in ("cost_type", "token_type") if text(result, name)},
+        idempotency_key=_identity("anthropic-costs", bucket, *parts),
+    )
+    _set_tier(record, text(result, "service_tier"))
+    return record
 
 
 def _is_anthropic_csv(row: dict[str, object]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.imports import gateways, provider_pages, session_logs, spans
-from llm_cost_ops.imports.fields import FIELDS, Mapping, overlay, put
+from llm_cost_ops.imports.fields import FIELDS, Mapping, check_once, overlay, put
 from llm_cost_ops.imports.shapes import Line, Table, read_json
 from llm_cost_ops.imports.text import TextFile
 from llm_cost_ops.imports.values import Format, Found, Part, State
@@ -145,6 +145,8 @@ class UsageFile:
             return
         row = dict.fromkeys(columns, "")
         if _format_of(row) or _is_own(row):
+            for column in filter(None, row):
+                check_once(column, columns)
             return
         raise ConfigurationError(
             f"a CSV file needs --map unless its columns are known, and {_listed(columns)} are not those of a "

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops.normalizers.tolerant import decode_tolerantly
 from llm_cost_ops.wire.json_keys import REPEATED, path_text, repeated_keys
 
 __all__ = ["Line", "Table", "delimiter_of", "read_json"]
@@ -26,6 +27,9 @@ _DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "\\t": 
 _PRETTY_ENDS = (b"{", b"[", b",")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _GAP = re.compile(r"[\s,]*")
+
+# Made while the module is loaded, by one thread: see wire.json.decoder_of.
+_values: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
 class Line(NamedTuple):
@@ -70,7 +74,7 @@ def _begins_document(text: bytes) -> bool:
 
 def _complete(text: bytes) -> bool:
     try:
-        msgspec.json.decode(text)
+        decode_tolerantly(_values, text)
     except (ValueError, RecursionError):
         return False
     return True
@@ -98,7 +102,7 @@ def _line(number: int, raw: bytes, text: bytes) -> Line:
 
 def _object(text: bytes) -> dict[str, object] | str:
     try:
-        fields = msgspec.json.decode(text)
+        fields = decode_tolerantly(_values, text)
         repeated = repeated_keys(text, msgspec.json.encode(fields))
     except UnicodeDecodeError:
         return "is not JSON: it is not UTF-8"

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from llm_cost_ops.imports.values import (
     PROVIDERS,
     Format,
     Found,
-    Part,
     State,
     count,
     has_unsure_key,
     made,
     moment,
     nested,
+    part_of,
     provider_of,
     text,
     whole,
     whole_input,
 )
-from llm_cost_ops.normalizers import PayloadError, usage_from_response
+from llm_cost_ops.normalizers import usage_from_response
 from llm_cost_ops.normalizers.record import fit_text, fit_texts, set_key
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.types import Operation, UsageQuality, UsageRecord
@@ -111,7 +112,7 @@ def calls_of(spans: Iterable[Span]) -> list[Span]:
 def _record_of(span: Span) -> UsageRecord:
     """The record of a call, an observation. Its key is the response's id, else the span's.
 
-    Raises PayloadError or ValueError for counts or times that can't be.
+    Raises ValueError for counts or times that can't be.
     """
     record = _record(span.attributes)
     _clear_unsure_key(record)
@@ -125,7 +126,7 @@ def observed(span: Span) -> UsageRecord:
     attributes = span.attributes
     try:
         record = _record_of(span)
-    except (PayloadError, ValueError):
+    except ValueError:
         # The call is billed all the same.
         stated = text(attributes, "gen_ai.provider.name", "gen_ai.system", "llm.provider", "llm.system")
         model = text(attributes, "gen_ai.response.model", "gen_ai.request.model", "llm.model_name")
@@ -182,7 +183,7 @@ def _is_otlp(obj: dict[str, object]) -> bool:
 
 def _read_otlp(obj: dict[str, object], _state: State) -> Found:
     for span in calls_of(_otlp_spans(obj)):
-        yield _part(span)
+        yield part_of(span.where, partial(_record_of, span))
 
 
 def _otlp_spans(obj: dict[str, object]) -> Iterator[Span]:
@@ -214,14 +215,7 @@ def _is_span(obj: dict[str, object]) -> bool:
 def _read_span(obj: dict[str, object], _state: State) -> Found:
     span = _span(obj)
     if is_call(span):
-        yield _part(span)
-
-
-def _part(span: Span) -> Part:
-    try:
-        return Part(span.where, _record_of(span))
-    except (PayloadError, ValueError) as error:
-        return Part(span.where, str(error))
+        yield part_of(span.where, partial(_record_of, span))
 
 
 def _span(obj: dict[str, object], where: str = "", resource: Mapping[str, object] | None = None) -> Span:
@@ -320,7 +314,8 @@ def _has(attributes: dict[str, object], prefix: str) -> bool:
 
 def _openinference(attributes: dict[str, object]) -> UsageRecord:
     prefix = "llm.token_count."
-    model = text(attributes, "llm.model_name", "embedding.model_name") or _asked_model(attributes)
+    asked = nested(attributes, "llm.invocation_parameters")
+    model = text(attributes, "llm.model_name", "embedding.model_name") or text(asked, "model")
     cached = count(attributes, f"{prefix}prompt_details.cache_read") or 0
     written = count(attributes, f"{prefix}prompt_details.cache_write") or 0
     read, output = count(attributes, f"{prefix}prompt"), count(attributes, f"{prefix}completion")
@@ -332,7 +327,7 @@ def _openinference(attributes: dict[str, object]) -> UsageRecord:
     record = made(
         provider=PROVIDERS.get(stated, stated) or provider_of(model),
         model_id=model,
-        input_tokens=None if read is None else whole_input(read, cached, written, output or 0, total),
+        input_tokens=whole_input(read, cached, written, output, total),
         output_tokens=output,
         cached=cached,
         written=written,
@@ -346,10 +341,6 @@ def _openinference(attributes: dict[str, object]) -> UsageRecord:
     )
     set_key(record, _response_id(attributes))
     return record
-
-
-def _asked_model(attributes: dict[str, object]) -> str:
-    return text(nested(attributes, "llm.invocation_parameters"), "model")
 
 
 def _vercel(attributes: dict[str, object]) -> UsageRecord:
@@ -366,7 +357,7 @@ def _vercel(attributes: dict[str, object]) -> UsageRecord:
     record = made(
         provider=PROVIDERS.get(stated, stated) or provider_of(model),
         model_id=model,
-        input_tokens=None if read is None else whole_input(read, cached, written, output or 0, total),
+        input_tokens=whole_input(read, cached, written, output, total),
         output_tokens=output,
         cached=cached,
         written=written,

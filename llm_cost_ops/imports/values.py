@@ -11,7 +11,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from llm_cost_ops.normalizers import PayloadError, usage_from_response
+from llm_cost_ops.normalizers import usage_from_response
 from llm_cost_ops.normalizers.providers import UNIQUE_IDS, is_random
 from llm_cost_ops.types import ModalityTokens, UsageRecord
 from llm_cost_ops.wire import coerce
@@ -29,6 +29,7 @@ __all__ = [
     "made",
     "moment",
     "nested",
+    "part_of",
     "provider_of",
     "text",
     "whole",
@@ -47,6 +48,14 @@ class Part(NamedTuple):
 
 
 Found = Iterator[Part]
+
+
+def part_of(where: str, read: Callable[[], UsageRecord | str]) -> Part:
+    """The record that `read` gives; why there is none where it raises ValueError."""
+    try:
+        return Part(where, read())
+    except ValueError as error:
+        return Part(where, str(error))
 
 
 class Format(NamedTuple):
@@ -185,7 +194,7 @@ def provider_of(model: str) -> str:
     """Who makes a model, by its name, as it is found out for responses; "" where that is not known."""
     try:
         return usage_from_response({"object": "chat.completion", "model": model, "choices": []}).provider
-    except (PayloadError, ValueError):
+    except ValueError:
         return ""
 
 
@@ -203,13 +212,17 @@ def has_unsure_key(record: UsageRecord) -> bool:
     return not known and not is_random(record.idempotency_key.removeprefix(f"{record.provider}:"))
 
 
-def whole_input(stated: int, cached: int, written: int, output: int, total: int | None) -> int:
+def whole_input(
+    stated: int | None, cached: int, written: int, output: int | None, total: int | None
+) -> int | None:
     """All that went in, where a source may count cached tokens within its input or beside it.
 
-    The total tells which; so does a cache that is larger than what it should be a part of.
+    The total tells which; so does a cache that is larger than what it should be a part of. None is not known.
     """
+    if stated is None:
+        return None
     beside = stated + cached + written
-    if cached + written > stated or (total is not None and total == beside + output):
+    if cached + written > stated or (total is not None and total == beside + (output or 0)):
         return beside
     return stated
 

@@ -36,7 +36,7 @@ MAX_FORM = 16 * 1024
 """Of a form that is sent so much is kept, in bytes: its fields come before its files."""
 
 _FRAMES = "application/vnd.amazon.eventstream"
-_BINARY = re.compile("(?:audio|video|image)/|application/octet-stream")
+_BINARY = re.compile("(?:audio|video|image)/|application/octet-stream", re.IGNORECASE)
 
 _log = logging.getLogger("llm_cost_ops.instrumentation")
 _said: set[str] = set()
@@ -122,9 +122,10 @@ class Watch:
 
 def reader_of(kind: str, *, hide: bool = False) -> EventReader | FrameReader | None:
     """What reads a stream of this Content-Type; None where it is no stream."""
-    if kind.startswith("text/event-stream"):
+    named = kind.lower()
+    if named.startswith("text/event-stream"):
         return EventReader(hide=hide)
-    return FrameReader() if kind.startswith(_FRAMES) else None
+    return FrameReader() if named.startswith(_FRAMES) else None
 
 
 def watch(
@@ -199,10 +200,16 @@ def may_ask(options: Options, provider: str, host: str, refusing: Collection[str
 
 
 def with_usage(content: bytes) -> bytes | None:
-    """The body of a chat request that asks for usage too; None where it is no stream, or asks by itself."""
+    """The body of a chat request that asks for usage too; None where it is no stream, or asks by itself.
+
+    None too for a body that a strict decoder does not take: it is sent as it is.
+    """
     if b'"stream"' not in content:
         return None
-    fields = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+    try:
+        fields = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+    except (ValueError, RecursionError):
+        return None
     if bytes(fields.get("stream", msgspec.Raw(b"false"))) != b"true":
         return None
     stated: Any = msgspec.json.decode(fields.get("stream_options", msgspec.Raw(b"null"))) or {}

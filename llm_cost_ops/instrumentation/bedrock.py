@@ -1,9 +1,9 @@
-"""boto3's bedrock-runtime: the client's own events, and the event streams that it answers with."""
+"""bedrock-runtime of boto3 and aiobotocore: the client's own events, and the event streams of its answers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import msgspec
@@ -76,7 +76,8 @@ def _look(call: Call, parsed: dict[str, Any]) -> None:
         counts: dict[str, Any] = {}
         call.body = lambda: {"ResponseMetadata": metadata, **counts}
         call.begin_stream()
-        parsed[name] = _Tee(parsed[name], call, counts)
+        tee = _AsyncTee if hasattr(parsed[name], "__aiter__") else _SyncTee
+        parsed[name] = tee(parsed[name], call, counts)
         return
     if "usage" in parsed:
         payload = {key: parsed[key] for key in parsed if key != "output"}
@@ -96,16 +97,6 @@ class _Tee:
         self._inner = inner
         self._call = call
         self._counts = counts
-
-    def __iter__(self) -> Iterator[Any]:
-        finished = False
-        try:
-            for event in self._inner:
-                self._take(event)
-                yield event
-            finished = True
-        finally:
-            self._finish(finished=finished)
 
     def close(self) -> None:
         """Close the stream."""
@@ -135,3 +126,29 @@ class _Tee:
             self._call.finish(finished=finished or "usage" in self._counts)
         except Exception:  # noqa: BLE001  # as above
             _log.warning("a call can't be recorded", exc_info=True)
+
+
+class _SyncTee(_Tee):
+    def __iter__(self) -> Iterator[Any]:
+        finished = False
+        try:
+            for event in self._inner:
+                self._take(event)
+                yield event
+            finished = True
+        finally:
+            self._finish(finished=finished)
+
+
+class _AsyncTee(_Tee):
+    """Stands before a stream of aiobotocore, whose events are awaited and which is closed as the other is."""
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        finished = False
+        try:
+            async for event in self._inner:
+                self._take(event)
+                yield event
+            finished = True
+        finally:
+            self._finish(finished=finished)

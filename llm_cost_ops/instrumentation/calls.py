@@ -21,6 +21,7 @@ from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.instrumentation.providers import API_PROVIDERS, UNIQUE_IDS
 from llm_cost_ops.normalizers.aws import region_of
 from llm_cost_ops.normalizers.record import fit_texts
+from llm_cost_ops.normalizers.tolerant import decode_tolerantly
 from llm_cost_ops.normalizers.usage import usage_from_response
 
 __all__ = [
@@ -111,6 +112,8 @@ class _Asked(msgspec.Struct):
 
 # Made while the module is loaded, by one thread: see wire.json.decoder_of.
 _requests = msgspec.json.Decoder(_Asked)
+_answers: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Call:
@@ -256,8 +259,8 @@ class Call:
         body = self.request_body()
         if body[:1] == b"{":
             try:
-                return _requests.decode(body)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                return decode_tolerantly(_requests, body)
+            except (ValueError, RecursionError):
                 return _Asked()
         found = _FORM_MODEL.search(body)
         return _Asked(model=found[1].decode("utf-8", "replace") if found else "")
@@ -276,9 +279,12 @@ class Call:
             return body
         if self.api == "openai.embeddings":
             # The vectors are not looked at.
-            parts = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+            parts = decode_tolerantly(_fields, body)
             return {name: msgspec.json.decode(raw) for name, raw in parts.items() if name != "data"}
-        payload = msgspec.json.decode(body)
+        if self.api == "cohere.chat" and b"\n{" in body:
+            # A stream of the first version that was not asked for as events.
+            return [event for line in body.splitlines() if (event := _decoded(line)) is not None]
+        payload = decode_tolerantly(_answers, body)
         if isinstance(payload, list) and self.api == "google.generate":
             return payload  # a stream that was not asked for as events
         if not isinstance(payload, dict):
@@ -328,8 +334,8 @@ def _decoded(data: bytes) -> dict[str, Any] | None:
     if data.strip() == b"[DONE]":
         return _DONE
     try:
-        event = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        event = decode_tolerantly(_answers, data)
+    except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) else None
 

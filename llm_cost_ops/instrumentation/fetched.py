@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 import msgspec
 
+from llm_cost_ops.normalizers.tolerant import decode_tolerantly
 from llm_cost_ops.rpc.forks import forget_in_children
 
 if TYPE_CHECKING:
@@ -123,18 +124,18 @@ def _state_of(call: Call) -> _State | None:
     """How far the call is by its answer; None where that can't be read."""
     try:
         if call.events is None:
-            state = _states.decode((call.body or bytes)())
+            state = decode_tolerantly(_states, (call.body or bytes)())
             return state if state.id else None
         states = [_state_in(data) for data in call.events()]
         return next((state for state in reversed(states) if state is not None and state.id), None)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
 
 
 def _state_in(data: bytes) -> _State | None:
     try:
-        event = _events.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        event = decode_tolerantly(_events, data)
+    except (ValueError, RecursionError):
         return None
     return event.response or event.interaction
 
@@ -178,7 +179,7 @@ class ResultLines:
         self._begin = begin
         self._place = place
         self._pending = bytearray()
-        self._over = False
+        self._any = self._over = False
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes of the file, and give them back."""
@@ -196,7 +197,7 @@ class ResultLines:
         if len(pending) > MAX_LINE:
             _log.warning("results of a batch are not read from a line over %d bytes on", MAX_LINE)
             self._over = True
-        if self._over or (pending and not pending.startswith(b"{")):
+        if self._over or (pending and not self._any and not pending.startswith(b"{")):
             self._over = True
             pending.clear()
         return data
@@ -212,10 +213,13 @@ class ResultLines:
         if self._over or not line.strip():
             return
         try:
-            found = _lines.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self._over = True
+            found = decode_tolerantly(_lines, line)
+        except (ValueError, RecursionError):
+            if self._any:
+                _log.warning("a line of a batch's results can't be read, and is not recorded")
+            self._over = not self._any
             return
+        self._any = True
         if found.is_billed:
             call = self._begin()
             call.body = lambda: line

@@ -15,6 +15,7 @@ import msgspec
 
 from llm_cost_ops.instrumentation.calls import Call, Options, model_in_path
 from llm_cost_ops.instrumentation.events import EventReader
+from llm_cost_ops.normalizers.tolerant import decode_tolerantly
 
 __all__ = ["METHODS", "PAST_METHODS", "unwrap_api_client", "wrap_api_client"]
 
@@ -147,7 +148,7 @@ class _BatchWatch:
     def whole(self, response: _Part) -> None:
         """A batch as it is now."""
         try:
-            batch = _batches.decode(response.body or b"{}")
+            batch = decode_tolerantly(_batches, response.body or b"{}")
             state = batch.metadata
             for number, answer in enumerate(state.output.inlined_responses.inlined_responses):
                 if raw := bytes(answer.response):

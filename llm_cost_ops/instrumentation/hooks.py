@@ -31,7 +31,7 @@ def instrument(sdk_client: Any, options: Options) -> None:
     if (api_client := _genai_client(sdk_client)) is not None:
         genai.wrap_api_client(api_client, options)
         for http_client in found:
-            wrap_client(http_client, options, genai.PAST_METHODS)
+            wrap_client(http_client, options, sdk_client, genai.PAST_METHODS)
         return
     if (events := _bedrock_events(sdk_client)) is not None:
         bedrock.subscribe(events, options)
@@ -41,7 +41,7 @@ def instrument(sdk_client: Any, options: Options) -> None:
             "that can be instrumented: give the client of an SDK, such as openai.OpenAI()"
         )
     for http_client in found:
-        wrap_client(http_client, options)
+        wrap_client(http_client, options, sdk_client)
 
 
 def uninstrument(sdk_client: Any) -> None:

@@ -6,6 +6,7 @@ The libraries are alike and neither is imported: the types that are needed are t
 from __future__ import annotations
 
 import functools
+import logging
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -36,14 +37,19 @@ from llm_cost_ops.rpc.ids import uuid7
 
 __all__ = ["unwrap_client", "wrap_client"]
 
+_log = logging.getLogger("llm_cost_ops.instrumentation")
+
 _SDK_PROVIDERS = {"cohere": "cohere", "google": "google", "mistralai": "mistral"}
 _BACKGROUND_APIS = ("google.interactions", "openai.responses")
 
 
-def wrap_client(http_client: Any, options: Options, only: re.Pattern[str] | None = None) -> None:
+def wrap_client(
+    http_client: Any, options: Options, owner: object, only: re.Pattern[str] | None = None
+) -> None:
     """Have an HTTP client's calls recorded, those of paths in which `only` is found where it is given.
 
-    One that is wrapped already takes the new options.
+    `owner` is the SDK's client that sends by it. One that is wrapped already takes the new options, with a
+    warning where other calls than this owner's are then recorded otherwise than was said.
     """
     hook = _hook_of(http_client)
     if hook is None:
@@ -52,7 +58,18 @@ def wrap_client(http_client: Any, options: Options, only: re.Pattern[str] | None
         wrap = _async_send if iscoroutinefunction(original) else _sync_send
         hook.send = http_client.send = wrap(original, hook)
         hook.send.llm_cost_ops_hook = hook
-    hook.options, hook.only = options, only
+    elif hook.options is not None and hook.owner != id(owner) and _differ(hook.options, options):
+        _log.warning(
+            "clients that share an HTTP client are instrumented: what was said of the last (%s) holds for "
+            "the calls of all; give each its own, or say whose a call is by attribute(…)",
+            type(owner).__qualname__,
+        )
+    hook.options, hook.only, hook.owner = options, only, id(owner)
+
+
+def _differ(before: Options, now: Options) -> bool:
+    """Whether a call that is made here and now would be recorded otherwise."""
+    return (before.sink, before.provider, before.attributes()) != (now.sink, now.provider, now.attributes())
 
 
 def unwrap_client(http_client: Any) -> None:
@@ -139,6 +156,7 @@ class _Hook:
     def __init__(self) -> None:
         self.options: Options | None = None
         self.only: re.Pattern[str] | None = None
+        self.owner = 0
         self.send: Any = None
         self.refusing: set[str] = set()
         self.background = Background()

@@ -27,6 +27,25 @@ _HOSTS = {
     "openrouter.ai": "openrouter",
     "generativelanguage.googleapis.com": "google",
     "aiplatform.googleapis.com": "google",
+    # They sell models of others at prices of their own, mostly by OpenAI's API.
+    "api.arcee.ai": "arcee",
+    "api.avian.io": "avian",
+    "api.cerebras.ai": "cerebras",
+    "api.deepinfra.com": "deepinfra",
+    "api.fireworks.ai": "fireworks",
+    "api.minimax.io": "minimax",
+    "api.moonshot.ai": "moonshotai",
+    "api.moonshot.cn": "moonshotai",
+    "api.novita.ai": "novita",
+    "api.sambanova.ai": "sambanova",
+    "api.together.ai": "together",
+    "api.together.xyz": "together",
+    "api.voyageai.com": "voyageai",
+    "api.z.ai": "zai",
+    "inference.baseten.co": "baseten",
+    "integrate.api.nvidia.com": "nvidia",
+    "open.bigmodel.cn": "zhipuai",
+    "router.huggingface.co": "huggingface",
     # Anthropic serves it, by its own models' names and at its own prices.
     "claude.googleapis.com": "anthropic",
 }
@@ -90,6 +109,8 @@ _VERBS = {
 _CONVERSATIONS = re.compile(r"/v1/conversations(?:/[^/]+(?:/restart)?)?$")
 # Vertex counts tokens by a model of this name.
 _COUNTS_TOKENS = "count-tokens:rawPredict"
+# Only Anthropic's SDK calls models by such paths: by their names, or by ARNs that say nothing of them.
+_CLAUDE_ON_BEDROCK = re.compile(r"anthropic|:(?:application-inference-profile|provisioned-model)/")
 _BEDROCK = re.compile(r"/model/(.+)/invoke(?:-with-response-stream)?$")
 _LATER = re.compile(r"/(?:responses|(interactions))/[^/]+(?:/cancel)?$")
 _RESULTS = re.compile(r"/(?:files/[^/]+/content|batches/[^/]+/results)$")
@@ -133,7 +154,7 @@ def api_of(path: str, provider: str = "") -> str:
     found = _PATHS.get("/".join(segments[-2:])) or _PATHS.get(last)
     if not found and ":" in last and last != _COUNTS_TOKENS:
         found = _VERBS.get(last.rpartition(":")[2])
-    if not found and "anthropic" in bedrock_model(path):
+    if not found and _CLAUDE_ON_BEDROCK.search(bedrock_model(path)):
         found = "anthropic.messages"
     return found or ""
 

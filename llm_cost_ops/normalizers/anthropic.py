@@ -6,9 +6,7 @@ stand in `iterations` and in no top-level count.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from llm_cost_ops._gen.messages import Operation
+from llm_cost_ops._gen.messages import Operation, UsageRecord
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.payload import count, counted, items, section, text
 from llm_cost_ops.normalizers.provider import Provider
@@ -24,9 +22,6 @@ from llm_cost_ops.normalizers.record import (
     set_tokens,
     set_unknown,
 )
-
-if TYPE_CHECKING:
-    from llm_cost_ops._gen.messages import UsageRecord
 
 __all__ = ["PROVIDER", "advisor_messages", "read_messages"]
 

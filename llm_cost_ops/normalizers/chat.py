@@ -7,9 +7,8 @@ otherwise pass a rule of their own for the output.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from llm_cost_ops._gen.messages import Operation
+from llm_cost_ops._gen.messages import Operation, UsageRecord
 from llm_cost_ops.normalizers.payload import count, counted, money, section, shallow, text
 from llm_cost_ops.normalizers.record import (
     CLAUDE_WRITES,
@@ -29,9 +28,6 @@ from llm_cost_ops.normalizers.record import (
     set_tokens,
     set_unknown,
 )
-
-if TYPE_CHECKING:
-    from llm_cost_ops._gen.messages import UsageRecord
 
 __all__ = ["inclusive_output", "read_chat", "read_gateway_cost", "read_plain_chat"]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from llm_cost_ops._gen.messages import Operation
+from llm_cost_ops._gen.messages import Operation, UsageRecord
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.payload import count, counted, has, section, text
 from llm_cost_ops.normalizers.provider import Provider
@@ -16,9 +14,6 @@ from llm_cost_ops.normalizers.record import (
     set_tokens,
     set_unknown,
 )
-
-if TYPE_CHECKING:
-    from llm_cost_ops._gen.messages import UsageRecord
 
 __all__ = ["PROVIDER"]
 

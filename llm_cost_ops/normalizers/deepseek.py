@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.chat import NAMES, inclusive_output, read_chat
 from llm_cost_ops.normalizers.payload import count
 from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import check_record
-
-if TYPE_CHECKING:
-    from llm_cost_ops._gen.messages import UsageRecord
 
 __all__ = ["PROVIDER"]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from llm_cost_ops._gen.messages import ModalityTokens
+from llm_cost_ops._gen.messages import ModalityTokens, UsageRecord
 from llm_cost_ops.normalizers.payload import count, counted, duration_ms, has, section, text
 from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import (
@@ -17,9 +15,6 @@ from llm_cost_ops.normalizers.record import (
     set_tier,
     set_unknown,
 )
-
-if TYPE_CHECKING:
-    from llm_cost_ops._gen.messages import UsageRecord
 
 __all__ = ["PROVIDER"]
 

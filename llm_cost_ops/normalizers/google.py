@@ -7,9 +7,8 @@ excludes thoughts. Counts come by modality too; documents count as images.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-from llm_cost_ops._gen.messages import Operation
+from llm_cost_ops._gen.messages import Operation, UsageRecord
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.chat import inclusive_output, read_chat
 from llm_cost_ops.normalizers.payload import count, counted, created_at, has, items, section, text
@@ -29,9 +28,6 @@ from llm_cost_ops.normalizers.record import (
     set_unstated,
     set_vertex_tier,
 )
-
-if TYPE_CHECKING:
-    from llm_cost_ops._gen.messages import UsageRecord
 
 __all__ = ["PROVIDER"]
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from llm_cost_ops._gen.messages import Operation, UsageQuality
+from llm_cost_ops._gen.messages import Operation, UsageQuality, UsageRecord
 from llm_cost_ops.normalizers.chat import inclusive_output, read_chat
 from llm_cost_ops.normalizers.payload import count, counted, duration_ms, has, items, section, text
 from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import set_key, set_meter, set_model, set_tier, set_unknown
-
-if TYPE_CHECKING:
-    from llm_cost_ops._gen.messages import UsageRecord
 
 __all__ = ["PROVIDER"]
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.normalizers.chat import inclusive_output, read_chat, read_gateway_cost
 from llm_cost_ops.normalizers.provider import Provider
-
-if TYPE_CHECKING:
-    from llm_cost_ops._gen.messages import UsageRecord
 
 __all__ = ["PROVIDER"]
 

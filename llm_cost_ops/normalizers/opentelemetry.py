@@ -5,9 +5,9 @@ Totals are inclusive. The response's id is the idempotency key.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llm_cost_ops._gen.messages import Operation
+from llm_cost_ops._gen.messages import Operation, UsageRecord
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.payload import count, counted, moment, section, text
 from llm_cost_ops.normalizers.provider import Provider
@@ -21,9 +21,6 @@ from llm_cost_ops.normalizers.record import (
 )
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.usage import total_tokens
-
-if TYPE_CHECKING:
-    from llm_cost_ops._gen.messages import UsageRecord
 
 __all__ = ["PROVIDER"]
 

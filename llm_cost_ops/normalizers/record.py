@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llm_cost_ops._gen.messages import ModalityTokens, UsageQuality
+from llm_cost_ops._gen.messages import ModalityTokens, UsageQuality, UsageRecord
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.payload import MAX_NUMBER, count, created_at, section, text
-
-if TYPE_CHECKING:
-    from llm_cost_ops._gen.messages import UsageRecord
 
 __all__ = [
     "CLAUDE_WRITES",

@@ -11,10 +11,14 @@ import msgspec
 from llm_cost_ops._gen.messages import Outcome
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.payload import as_mapping, items, section, shallow, text
+from llm_cost_ops.normalizers.tolerant import decode_tolerantly
 
 __all__ = ["Streamed", "Unwrapped", "fold", "fold_all", "is_stream", "is_wrapper", "unwrap"]
 
 _EMPTY: tuple[object, ...] = (None, "", [], {})
+
+# Made while the module is loaded, by one thread: see wire.json.decoder_of.
+_events: msgspec.json.Decoder[object] = msgspec.json.Decoder()
 
 
 class Streamed(NamedTuple):
@@ -92,8 +96,8 @@ def _data(event: object, index: int) -> dict[str, object] | None:
         if not data:
             return {}
         try:
-            data = msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            data = decode_tolerantly(_events, data)
+        except (ValueError, RecursionError) as error:
             raise PayloadError(f"[{index}].data", f"is not JSON: {error}") from None
     return as_mapping(data, f"[{index}].data")
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llm_cost_ops._gen.messages import Operation
+from llm_cost_ops._gen.messages import Operation, UsageRecord
 from llm_cost_ops.normalizers.payload import count, counted, has, section
 from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import check_record, check_total, set_identity, set_stated, set_unknown
-
-if TYPE_CHECKING:
-    from llm_cost_ops._gen.messages import UsageRecord
 
 __all__ = ["PROVIDER"]
 

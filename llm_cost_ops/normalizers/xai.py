@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
+from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.chat import read_chat
 from llm_cost_ops.normalizers.payload import count, duration_ms, has, shallow
 from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import set_meter
-
-if TYPE_CHECKING:
-    from llm_cost_ops._gen.messages import UsageRecord
 
 __all__ = ["PROVIDER", "read_xai_extras", "xai_output"]
 

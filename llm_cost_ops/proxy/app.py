@@ -65,6 +65,10 @@ class ProxyApp:
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            # Closed before it is accepted: the server answers 403.
+            await receive()
+            await send({"type": "websocket.close"})
         else:
             raise NotImplementedError(f"no {scope['type']} here")
 
@@ -135,6 +139,10 @@ class ProxyApp:
         if _DOTS.search(path):
             raise RefusedError(400, "invalid_path", "a path may not have segments of dots")
         headers: list[tuple[bytes, bytes]] = [(name.lower(), value) for name, value in scope["headers"]]
+        if any(name == b"upgrade" and value.lower() == b"websocket" for name, value in headers):
+            raise RefusedError(
+                501, "no_websockets", "websockets are not passed on, such as those of realtime"
+            )
         stated = stated_of(headers, self._defaults)
         named = stated.attributes.organization_id
         organization = await self.callers.organization(stated.api_key, named, self._defaults.organization_id)

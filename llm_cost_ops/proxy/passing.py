@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 import httpcore
-import msgspec
 
 from llm_cost_ops.instrumentation import Options
 from llm_cost_ops.instrumentation.answers import MAX_BODY, MAX_FORM, Watch, may_ask, watch, with_usage
@@ -176,10 +175,7 @@ class Passing:
             return None
         if not may_ask(options, upstream.provider, upstream.host, self._refusing):
             return None
-        try:
-            return with_usage(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
+        return with_usage(body)
 
     def _headers(
         self,

@@ -76,9 +76,16 @@ def uuid7_series() -> Callable[[int, int], str]:
     bits = random.Random().getrandbits
     drawn, start = bits(26), bits(47)
     middle = f"-7{drawn >> 14:03x}-{0x8000 | drawn & 0x3FFF:04x}-"
+    # A millisecond, and what its ids begin with; replaced as a whole.
+    current = (-1, "")
 
     def uuid7_at(nanoseconds: int, number: int) -> str:
+        nonlocal current
         millis = nanoseconds // 1_000_000
-        return "%08x-%04x%s%012x" % (millis >> 16, millis & 0xFFFF, middle, start + number)  # noqa: UP031  # faster
+        stamp, head = current
+        if millis != stamp:
+            head = f"{millis >> 16:08x}-{millis & 0xFFFF:04x}{middle}"
+            current = (millis, head)
+        return "%s%012x" % (head, start + number)  # noqa: UP031  # faster
 
     return uuid7_at

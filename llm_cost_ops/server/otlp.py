@@ -6,6 +6,7 @@ of what is in one is the text that went in and came out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import msgspec
 
 from llm_cost_ops.imports.spans import PREFIXES, Span
 from llm_cost_ops.imports.values import whole
+from llm_cost_ops.normalizers.tolerant import strict_json
 from llm_cost_ops.rpc.status import StatusCode
 from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.fields import walk
@@ -37,6 +39,7 @@ _RESOURCE = ("service.name", _OURS)
 # A span without any of these is no call.
 _MARKS = tuple(prefix.encode() for prefix in PREFIXES)
 _ERROR = 2
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 # A null in JSON is as good as nothing.
@@ -107,7 +110,7 @@ def json_spans(data: bytes) -> Iterator[Span]:
         raise DecodeError(_TOO_MANY)
     decode = msgspec.json.decode
     try:
-        decode(data, type=_Shape)
+        data = _checked(data)
         for raw in decode(data, type=_Request).resource_spans or ():
             each = decode(raw, type=_ResourceSpans)
             resource = {} if each.resource is None else _plain(each.resource.attributes)
@@ -118,6 +121,24 @@ def json_spans(data: bytes) -> Iterator[Span]:
                         yield _from_json(decode(span, type=_Span), resource)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError(f"is not OTLP in JSON: {error}") from None
+
+
+def _checked(data: bytes) -> bytes:
+    """The request, once it has the shape of one. Raises msgspec.DecodeError.
+
+    Exporters in JavaScript write half of a surrogate pair where they cut a text: it costs no other span.
+    """
+    try:
+        msgspec.json.decode(data, type=_Shape)
+    except msgspec.DecodeError as error:
+        if isinstance(error, msgspec.ValidationError) or not _SURROGATE.search(data):
+            raise
+        try:
+            data = strict_json(data)
+        except (ValueError, RecursionError):
+            raise error from None
+        msgspec.json.decode(data, type=_Shape)
+    return data
 
 
 def _from_json(span: _Span, resource: dict[str, object]) -> Span:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import os
-import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from llm_cost_ops import AsyncCostOpsClient, CostOpsClient
-from tests.waiting import MAX_WAIT
+from tests.served import served
 
 TRANSPORTS = ("inprocess", "http", "grpc")
 COLOURS = ("sync", "async")
@@ -61,34 +57,6 @@ def running_server(folder: Path, *arguments: str, db: str = "") -> Iterator[dict
 
     Its database is a file in the folder, or `db`.
     """
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "llm_cost_ops.cli",
-        "serve",
-        "--db",
-        db or str(folder / "server.db"),
-        *arguments,
-    ]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-    assert process.stdout is not None
-    seen: list[str] = []
-    urls: dict[str, str] = {}
-    try:
-        for line in process.stdout:
-            seen.append(line)
-            found = re.search(r"\b(https?|grpcs?)://[^\s]+", line)
-            if found:
-                urls[found[1]] = found[0].rstrip(".,/")
-            if len(urls) == sum(argument in ("--http", "--grpc") for argument in arguments):
-                break
-        else:
-            raise RuntimeError("the server did not start:\n" + "".join(seen))
-        yield urls
-    finally:
-        process.terminate()
-        process.stdout.close()
-        process.wait(MAX_WAIT)
+    listeners = sum(argument in ("--http", "--grpc") for argument in arguments)
+    with served("--db", db or str(folder / "server.db"), *arguments, listeners=listeners) as server:
+        yield {url.partition(":")[0]: url.rstrip(".,/") for url in server.urls}

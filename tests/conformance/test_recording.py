@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import pytest
 from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient, RecorderConfig
 from tests.conformance.clients import COLOURS, TRANSPORTS, running_server
 from tests.faulty_peers import FaultyPeer, silent
-from tests.waiting import MAX_WAIT
+from tests.waiting import MAX_WAIT, in_threads
 
 CALL: dict[str, Any] = {
     "provider": "openai",
@@ -55,11 +54,7 @@ def test_a_sync_client_records_from_threads(
             for _ in range(50):
                 client.usage.record(**CALL)
 
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads([work] * 8)
         report = client.flush(MAX_WAIT)
     assert (report.delivered, report.recorded, report.dropped) == (400, 400, 0)
     assert requests(urls[transport], organization) == 400

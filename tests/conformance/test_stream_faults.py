@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +18,8 @@ from llm_cost_ops.client.uploads import StreamReceipt
 from tests.conformance.clients import COLOURS, open_client
 from tests.faulty_proxy import FaultyProxy
 from tests.ports import free_port
-from tests.waiting import MAX_WAIT, until
+from tests.served import Restarted
+from tests.waiting import until
 
 WAYS = [(transport, colour) for transport in ("http", "grpc") for colour in COLOURS]
 PATIENT = ClientConfig(
@@ -36,46 +33,20 @@ def way(request: pytest.FixtureRequest) -> tuple[str, str]:
     return found
 
 
-class Server:
-    """A server process that can be killed and started again on the same port and database."""
-
-    def __init__(self, database: Path, transport: str) -> None:
-        self.port = free_port()
-        where = [f"--{transport}", f"127.0.0.1:{self.port}", "--db", str(database)]
-        self._command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", *where]
-        self.start()
-
-    def start(self) -> None:
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        self._process = subprocess.Popen(
-            self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if re.search(r"://", line):
-                return
-        raise RuntimeError("the server did not start")
-
-    def restart(self, how: int, delay: float) -> None:
-        time.sleep(delay)
-        self.kill(how)
-        time.sleep(0.2)
-        self.start()
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        self._process.send_signal(number)
-        self._process.wait(MAX_WAIT)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-
 @contextmanager
-def serving(folder: Path, transport: str) -> Iterator[Server]:
-    server = Server(folder / "usage.db", transport)
+def serving(folder: Path) -> Iterator[Restarted]:
+    server = Restarted(folder, durability="disk")
     try:
         yield server
     finally:
         server.kill(signal.SIGTERM)
+
+
+def restart_after(server: Restarted, how: int, delay: float) -> None:
+    time.sleep(delay)
+    server.kill(how)
+    time.sleep(0.2)
+    server.start()
 
 
 def records(organization: str, count: int) -> Iterator[UsageRecord]:
@@ -101,14 +72,14 @@ async def test_a_server_that_restarts_in_the_middle(
     way: tuple[str, str], how: int, tmp_path: Path, organization: str
 ) -> None:
     transport, colour = way
-    with serving(tmp_path, transport) as server:
-        client = open_client(f"{transport}://127.0.0.1:{server.port}", colour, config=PATIENT)
+    with serving(tmp_path) as server:
+        client = open_client(server.url(transport), colour, config=PATIENT)
         restarts: list[threading.Thread] = []
 
         def interrupted() -> Iterator[UsageRecord]:
             for number, record in enumerate(records(organization, 4000)):
                 if number in (1000, 2500):
-                    restarts.append(threading.Thread(target=server.restart, args=(how, number / 1e5)))
+                    restarts.append(threading.Thread(target=restart_after, args=(server, how, number / 1e5)))
                     restarts[-1].start()
                 if number == 2400:
                     restarts[0].join()
@@ -129,7 +100,7 @@ async def test_a_proxy_that_resets(
     transport, colour = way
     draw = random.Random(seed)
     cuts = ((draw.randrange(200, 30_000), draw.randrange(50, 4000)) for _ in range(30))
-    with serving(tmp_path, transport) as server, FaultyProxy(server.port, cuts) as proxy:
+    with serving(tmp_path) as server, FaultyProxy(server.ports[transport], cuts) as proxy:
         client = open_client(f"{transport}://127.0.0.1:{proxy.port}", colour, config=PATIENT)
         receipt = await client.usage.stream(records(organization, 2000), segment=150)
         assert proxy.resets >= 10, "too few faults to count"
@@ -141,7 +112,7 @@ async def test_a_proxy_that_resets(
 async def test_a_thousand_of_a_thousand_after_a_short_outage(
     colour: str, tmp_path: Path, organization: str
 ) -> None:
-    with serving(tmp_path, "http") as server, FaultyProxy(server.port) as proxy:
+    with serving(tmp_path) as server, FaultyProxy(server.ports["http"]) as proxy:
         client = open_client(f"http://127.0.0.1:{proxy.port}", colour, config=PATIENT)
         proxy.refusing.set()
 

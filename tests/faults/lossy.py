@@ -9,13 +9,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,10 +22,8 @@ from h2.exceptions import ProtocolError
 from llm_cost_ops._gen.methods import SUBMIT_USAGE
 from tests.faulty_grpc_peers import DONE, HEAD, Http2, frame
 from tests.faulty_peers import answer, reset
-from tests.ports import free_port
-from tests.waiting import MAX_WAIT
 
-__all__ = ["DELAY", "LossyGrpc", "LossyHttp", "RefusingGrpc", "RefusingHttp", "Served"]
+__all__ = ["DELAY", "LossyGrpc", "LossyHttp", "RefusingGrpc", "RefusingHttp"]
 
 DELAY = 0.03
 
@@ -46,42 +40,6 @@ CHANCES = {
     "delay": 3,
 }
 GRPC_CHANCES = CHANCES | {"none": 60, "stream refused": 3, "stream reset after": 3}
-
-
-class Served:
-    """A server process on two fixed ports and one file; it may be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.http_port, self.grpc_port = free_port(), free_port()
-        self._db = folder / "ledger.db"
-        self._process = self._start()
-
-    def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", "--db", str(self._db)]
-        command += ["--http", f"127.0.0.1:{self.http_port}", "--grpc", f"127.0.0.1:{self.grpc_port}"]
-        process = subprocess.Popen([*command, "--durability", "process"], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        seen = ""
-        for line in process.stdout:
-            seen += line
-            if "http://" in seen and "grpc://" in seen:
-                return process
-        raise RuntimeError(f"the server did not start: {process.wait(MAX_WAIT)}")
-
-    def kill(self) -> None:
-        """As kill -9 does."""
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait(MAX_WAIT)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-    def start(self) -> None:
-        """Serve again, after `kill`."""
-        self._process = self._start()
-
-    def restart(self) -> None:
-        self.kill()
-        self.start()
 
 
 class _Lossy:

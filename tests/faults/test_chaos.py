@@ -11,35 +11,24 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llm_cost_ops import ClientConfig, CostOpsClient, RecorderConfig
-from tests.faults.lossy import Served
 from tests.faults.recording_client import ORGANIZATION
+from tests.served import Restarted
 from tests.waiting import MAX_WAIT, until
 
 SECONDS = 100 if "LONG_TESTS" in os.environ else 10
 CLIENTS = [(transport, colour) for transport in ("http", "grpc") for colour in ("sync", "async")]
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Served]:
-    made = Served(tmp_path)
-    yield made
-    made.kill()
-
-
 class Clients:
     """Processes that record, some with a spool of their own and some with one between them."""
 
-    def __init__(self, server: Served, folder: Path) -> None:
-        self._urls = {
-            "http": f"http://127.0.0.1:{server.http_port}",
-            "grpc": f"grpc://127.0.0.1:{server.grpc_port}",
-        }
+    def __init__(self, server: Restarted, folder: Path) -> None:
+        self._urls = {transport: server.url(transport) for transport in server.ports}
         self._folder = folder
         self._log = folder / "log"
         self._processes = [self._start(*kind) for kind in CLIENTS]
@@ -85,7 +74,7 @@ class Clients:
 
 
 @pytest.mark.slow
-def test_what_was_recorded_counts_once(server: Served, tmp_path: Path) -> None:
+def test_what_was_recorded_counts_once(server: Restarted, tmp_path: Path) -> None:
     seed = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1 << 32))
     chance = random.Random(seed)
     began, servers = time.monotonic(), 0
@@ -113,7 +102,7 @@ def test_what_was_recorded_counts_once(server: Served, tmp_path: Path) -> None:
         clients.kill_all()
     left = clients.left()
     begun, returned = clients.told("+"), clients.told("=")
-    with CostOpsClient(base_url=f"http://127.0.0.1:{server.http_port}") as client:
+    with CostOpsClient(base_url=server.url("http")) as client:
         held = [record.session_id for record in client.usage.list(organization_id=ORGANIZATION)]
         total = client.costs.get(organization_id=ORGANIZATION).total_requests
     figures = f"{len(returned)} recorded, {len(held)} held, {left} of them from what the dead left"

@@ -26,8 +26,9 @@ from llm_cost_ops import (
     RetryConfig,
 )
 from llm_cost_ops.rpc.ids import uuid7
-from tests.faults.lossy import DELAY, LossyGrpc, LossyHttp, Served
+from tests.faults.lossy import DELAY, LossyGrpc, LossyHttp
 from tests.faulty_peers import FaultyPeer
+from tests.served import Restarted
 from tests.waiting import MAX_WAIT
 
 CALLS = 10_000 if "LONG_TESTS" in os.environ else 400
@@ -100,8 +101,8 @@ class Calls:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    made = Served(tmp_path_factory.mktemp("ledger"))
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
+    made = Restarted(tmp_path_factory.mktemp("ledger"))
     yield made
     made.kill()
 
@@ -111,14 +112,15 @@ def expected(number: int, error: CostOpsError) -> None:
     assert number % 10 == 0, error
 
 
-def restart_midway(server: Served, calls: Calls) -> threading.Thread:
+def restart_midway(server: Restarted, calls: Calls) -> threading.Thread:
     """Kills the server, and starts it again, when a third and when two thirds of the calls were made."""
 
     def run() -> None:
         for mark in (CALLS // 3, 2 * CALLS // 3):
             while len(calls.made) < mark:
                 time.sleep(0.005)
-            server.restart()
+            server.kill()
+            server.start()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -130,10 +132,10 @@ def restart_midway(server: Served, calls: Calls) -> threading.Thread:
 @pytest.mark.parametrize("colour", ["sync", "async"])
 @pytest.mark.parametrize("transport", ["http", "grpc"])
 def test_the_ledger_is_what_was_acknowledged(
-    server: Served, transport: str, colour: str, batching: bool
+    server: Restarted, transport: str, colour: str, batching: bool
 ) -> None:
     seed = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1 << 32))
-    lossy = LossyHttp(server.http_port, seed) if transport == "http" else LossyGrpc(server.grpc_port, seed)
+    lossy = (LossyHttp if transport == "http" else LossyGrpc)(server.ports[transport], seed)
     calls = Calls()
     started = time.monotonic()
     with FaultyPeer(lossy) as peer:
@@ -150,7 +152,7 @@ def test_the_ledger_is_what_was_acknowledged(
         lossy.close()
     took = time.monotonic() - started
 
-    with CostOpsClient(base_url=f"http://127.0.0.1:{server.http_port}") as client:
+    with CostOpsClient(base_url=server.url("http")) as client:
         organization = calls.record["organization_id"]
         held = [
             (record.idempotency_key, record.id) for record in client.usage.list(organization_id=organization)

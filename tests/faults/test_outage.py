@@ -20,8 +20,9 @@ from llm_cost_ops import (
     RetryConfig,
 )
 from llm_cost_ops.client.flush_report import FlushReport
-from tests.faults.lossy import RefusingGrpc, RefusingHttp, Served
+from tests.faults.lossy import RefusingGrpc, RefusingHttp
 from tests.faulty_peers import FaultyPeer
+from tests.served import Restarted
 from tests.waiting import MAX_WAIT
 
 CALLERS = 32
@@ -114,15 +115,8 @@ class Way:
 WAYS = ("record", "record-spooled", "submit", "async-record", "async-record-spooled", "async-submit")
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Served]:
-    made = Served(tmp_path)
-    yield made
-    made.kill()
-
-
 @contextmanager
-def url_and_outage(server: Served, transport: str, outage: str) -> Iterator[tuple[str, Callable[[], int]]]:
+def url_and_outage(server: Restarted, transport: str, outage: str) -> Iterator[tuple[str, Callable[[], int]]]:
     """Where callers call, and what makes the outage and says how many requests it refused."""
     if outage == "down":
 
@@ -132,11 +126,11 @@ def url_and_outage(server: Served, transport: str, outage: str) -> Iterator[tupl
             server.start()
             return 0
 
-        port = server.http_port if transport == "http" else server.grpc_port
+        port = server.ports[transport]
         yield f"{transport}://127.0.0.1:{port}", down
         return
     http = transport == "http"
-    front = RefusingHttp(server.http_port, 0) if http else RefusingGrpc(server.grpc_port, 0)
+    front = RefusingHttp(server.ports["http"], 0) if http else RefusingGrpc(server.ports["grpc"], 0)
 
     def refuse() -> int:
         front.refusing = True
@@ -153,7 +147,7 @@ def url_and_outage(server: Served, transport: str, outage: str) -> Iterator[tupl
 @pytest.mark.slow
 @pytest.mark.parametrize("outage", ["503", "down"])
 @pytest.mark.parametrize("transport", ["http", "grpc"])
-def test_everything_arrives(server: Served, transport: str, outage: str, tmp_path: Path) -> None:
+def test_everything_arrives(server: Restarted, transport: str, outage: str, tmp_path: Path) -> None:
     with url_and_outage(server, transport, outage) as (url, fail):
         together = threading.Barrier(len(WAYS) + 1)
         ways = [Way(name, url, tmp_path if "spooled" in name else None, together) for name in WAYS]
@@ -167,7 +161,7 @@ def test_everything_arrives(server: Served, transport: str, outage: str, tmp_pat
             thread.join(2 * MAX_WAIT)
     assert [way.failed for way in ways] == [[]] * len(ways)
     assert refused >= len(WAYS) or outage == "down", "everybody met the outage"
-    with CostOpsClient(base_url=f"http://127.0.0.1:{server.http_port}") as client:
+    with CostOpsClient(base_url=server.url("http")) as client:
         for way in ways:
             held = [record.session_id for record in client.usage.list(organization_id=way.name)]
             assert sorted(map(int, held)) == list(range(RECORDS)), way.name

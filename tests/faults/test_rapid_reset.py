@@ -6,7 +6,6 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,25 +13,18 @@ from typing import Any
 import pytest
 
 from llm_cost_ops import AsyncCostOpsClient, CostOpsClient, CostOpsError
-from tests.faults.lossy import Served
 from tests.nginx import nginx
+from tests.served import Restarted
 
 ANSWERS = 40
 CALL: dict[str, Any] = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o"}
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Served]:
-    made = Served(tmp_path)
-    yield made
-    made.kill()
-
-
-def asked(server: Served) -> tuple[list[float], list[CostOpsError]]:
+def asked(server: Restarted) -> tuple[list[float], list[CostOpsError]]:
     """How long calls took, in order, and those that failed."""
     took: list[float] = []
     failed: list[CostOpsError] = []
-    with CostOpsClient(base_url=f"grpc://127.0.0.1:{server.grpc_port}", timeout=10) as client:
+    with CostOpsClient(base_url=server.url("grpc"), timeout=10) as client:
         for _ in range(ANSWERS):
             began = time.monotonic()
             try:
@@ -45,8 +37,8 @@ def asked(server: Served) -> tuple[list[float], list[CostOpsError]]:
 
 
 @pytest.mark.slow
-def test_a_flood_of_reset_calls_starves_nobody(server: Served) -> None:
-    command = [sys.executable, "-m", "tests.faults.rapid_reset", str(server.grpc_port)]
+def test_a_flood_of_reset_calls_starves_nobody(server: Restarted) -> None:
+    command = [sys.executable, "-m", "tests.faults.rapid_reset", str(server.ports["grpc"])]
     calm, _ = asked(server)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as flood:
         try:
@@ -66,10 +58,10 @@ def test_a_flood_of_reset_calls_starves_nobody(server: Served) -> None:
 
 @pytest.mark.slow
 def test_new_connections_without_end_starve_nobody_behind_a_proxy_that_limits_peers(
-    server: Served, tmp_path: Path
+    server: Restarted, tmp_path: Path
 ) -> None:
     """Without the limits a call takes up to ten seconds, which is not asserted: a machine may be busy."""
-    with nginx(tmp_path, grpc=[f"127.0.0.1:{server.grpc_port}"], limits=True) as urls:
+    with nginx(tmp_path, grpc=[f"127.0.0.1:{server.ports['grpc']}"], limits=True) as urls:
         port = urls["grpc"].rpartition(":")[2]
         command = [sys.executable, "-m", "tests.faults.rapid_reset", port, "200"]
         with subprocess.Popen(command) as flood:
@@ -83,8 +75,8 @@ def test_new_connections_without_end_starve_nobody_behind_a_proxy_that_limits_pe
     assert "limiting requests" in (tmp_path / "error.log").read_text()
 
 
-async def test_who_cancels_many_calls_keeps_the_connection(server: Served) -> None:
-    async with AsyncCostOpsClient(base_url=f"grpc://127.0.0.1:{server.grpc_port}") as client:
+async def test_who_cancels_many_calls_keeps_the_connection(server: Restarted) -> None:
+    async with AsyncCostOpsClient(base_url=server.url("grpc")) as client:
         await client.usage.submit(**CALL)
         for _ in range(40):
             calls = [asyncio.create_task(client.costs.get(organization_id="acme")) for _ in range(50)]

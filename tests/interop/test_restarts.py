@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -13,37 +11,8 @@ import pytest
 
 from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient, CostOpsError, RetryConfig
 from llm_cost_ops.rpc.ids import uuid7
-from tests.ports import free_port
+from tests.served import Restarted
 from tests.waiting import MAX_WAIT, until
-
-
-class Restarted:
-    """A server on one port and one file; `again` ends it with a signal and starts another."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        self._db = folder / "ledger.db"
-        self._process = self._start()
-
-    def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", "--grpc", f"127.0.0.1:{self.port}"]
-        command += ["--db", str(self._db), "--durability", "process"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "grpc://" in line:
-                return process
-        raise RuntimeError(f"the server did not start: {process.wait(MAX_WAIT)}")
-
-    def again(self, number: signal.Signals) -> None:
-        self.stop(number)
-        self._process = self._start()
-
-    def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
-        self._process.send_signal(number)
-        self._process.wait(MAX_WAIT)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
 
 
 class Load:
@@ -97,7 +66,7 @@ class Load:
 def test_restarts(tmp_path: Path, colour: str, number: signal.Signals) -> None:
     server = Restarted(tmp_path)
     config = ClientConfig(
-        base_url=f"grpc://127.0.0.1:{server.port}",
+        base_url=server.url("grpc"),
         timeout=2 * MAX_WAIT,
         retry=RetryConfig(max_retries=200, initial_backoff=0.2, max_backoff=0.5, budget=1000),
     )
@@ -107,7 +76,8 @@ def test_restarts(tmp_path: Path, colour: str, number: signal.Signals) -> None:
     try:
         for _ in range(3):
             load.wait_for(20)
-            server.again(number)
+            server.kill(number)
+            server.start()
         load.wait_for(20)
     finally:
         load.stop.set()
@@ -120,4 +90,4 @@ def test_restarts(tmp_path: Path, colour: str, number: signal.Signals) -> None:
         assert load.failed == []
         assert len(set(load.acknowledged)) == len(load.acknowledged) == total > 50
     finally:
-        server.stop()
+        server.kill()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -16,7 +15,7 @@ from llm_cost_ops.exceptions import error_from_rpc
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.conformance.clients import COLOURS, open_client
 from tests.interop.conftest import Peer
-from tests.waiting import MAX_WAIT
+from tests.waiting import MAX_WAIT, in_threads
 
 RECORD: dict[str, Any] = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o"}
 
@@ -145,10 +144,6 @@ def test_a_server_that_goes_away_time_and_again_costs_no_call(peer: Peer) -> Non
                     client.usage.submit(**RECORD, headers={"x-act": "sleep:0.01"})
                     counts.append(1)
 
-            threads = [threading.Thread(target=call) for _ in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            in_threads([call] * 8)
         print(f"sync: {len(counts)} calls, none lost")  # noqa: T201
         assert len(counts) == 1200

@@ -31,8 +31,8 @@ from llm_cost_ops.rpc.wake import waking_once
 
 __all__ = ["Answer", "Appender", "PostgresBatch"]
 
-# More rows in a transaction make it no faster, and its calls wait longer.
-_MAX_ROWS = 2000
+# More rows in a transaction take no less of the database for each, and its calls wait longer.
+_MAX_ROWS = 4000
 _MAX_WAITING = 10_000
 _CLOSING = 30.0
 # What fails for these reasons fails for each of a group.

@@ -29,6 +29,9 @@ _BETWEEN_LOOKS = 0.1
 _ROWS_AT_ONCE = 2000
 _BLOCK = 1000
 """By how much the sequence of rows is incremented; see schema.sql."""
+# Taken in one round trip, where no more are needed.
+_MIN_BLOCKS = 4
+_BLOCKS = "SELECT nextval('llm_cost_ops.seq') FROM generate_series(1, %s)"
 _CANCELLING = 1.0
 _MAX_TIMEOUT = 2**31 - 1
 # Seconds for which an attempt to connect that failed stands for others.
@@ -226,9 +229,10 @@ class Session:
 
     def numbers(self, count: int) -> list[int]:
         """So many numbers for rows, ascending, that nobody else has; taken from the sequence in blocks."""
-        while len(self._numbers) < count:
-            [(first,)] = self.rows("SELECT nextval('llm_cost_ops.seq')")
-            self._numbers += range(first, first + _BLOCK)
+        missing = count - len(self._numbers)
+        if missing > 0:
+            for (first,) in self.rows(_BLOCKS, max(_MIN_BLOCKS, -(-missing // _BLOCK))):
+                self._numbers += range(first, first + _BLOCK)
         taken, self._numbers = self._numbers[:count], self._numbers[count:]
         return taken
 

@@ -343,7 +343,7 @@ def store(cursor: sqlite3.Cursor, dimensions: Keys, folded: Iterable[Folded]) ->
         ).fetchone()
         if (None if row is None else State(*row)) != before:
             continue
-        if not after:
+        if not after or state.seq is None:
             cursor.execute("DELETE FROM day_sum WHERE grouping = ? AND day = ?", place)
         if state.seq is not None:
             state = _add(cursor, grouping, day, state, sums)
@@ -359,19 +359,16 @@ def _add(cursor: sqlite3.Cursor, grouping: int, day: int, state: State, sums: To
         text = msgspec.json.encode(keys).decode()
         group = groups.get((text, currency))
         if group is None:
-            if len(rows) * MIN_ROWS_A_GROUP > state.records:
-                break
             cursor.execute(_ADD_GROUP, (grouping, text, currency))
             group = cursor.lastrowid or 0
         *counts, micros, picos, reported, of_micros, of_picos = amounts
         cost = (micros + picos // PICOS, picos % PICOS)
         of_cost = (of_micros + of_picos // PICOS, of_picos % PICOS)
         rows.append((*place, group, *counts, *cost, reported, *of_cost))
-    else:
-        cursor.executemany(_ADD, rows)
-        [number] = cursor.execute(_COUNT, place).fetchone()
-        if number * MIN_ROWS_A_GROUP <= state.records:
-            return state
+    cursor.executemany(_ADD, rows)
+    [number] = cursor.execute(_COUNT, place).fetchone()
+    if number * MIN_ROWS_A_GROUP <= state.records:
+        return state
     cursor.execute("DELETE FROM day_sum WHERE grouping = ? AND day = ?", place)
     return state._replace(seq=None)
 

@@ -469,6 +469,9 @@ class SqliteSums:
             except RpcError:
                 context.check_deadline()
                 return
+            if all(each.state.seq is None for each in folded):
+                # Days that can't be kept would be read twice: the others are left to later queries.
+                return
 
     async def _keep(
         self, dimensions: tuple[str, ...], folded: list[day_sums.Folded], context: CallContext

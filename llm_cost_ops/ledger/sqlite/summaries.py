@@ -121,7 +121,9 @@ def fold(
         else:
             query.add_rows_of_pieces(ITS_ORG)
         state = day_sums.state_now(connection, each)
-        state = state._replace(seq=None) if unkept_cards else state
+        # Nothing is written of a day whose groups are too many by these rows alone.
+        if unkept_cards or len(sums) * day_sums.MIN_ROWS_A_GROUP > state.records:
+            state = state._replace(seq=None)
         found.append(day_sums.Folded(each, state, sums, day_sums.times_forgotten(connection)))
     return found
 

@@ -6,7 +6,6 @@ import gc
 import logging
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from llm_cost_ops._gen.messages import PriceOrigin
 from llm_cost_ops.catalog import Catalog, CatalogError, load_catalog, use_catalog, user_catalog_path
 from llm_cost_ops.catalog.bundle import CardRow, Match, RateRow, read_bundle
 from llm_cost_ops.catalog.load import read_catalog
+from tests.waiting import in_threads
 
 Bundle = Callable[..., bytes]
 
@@ -61,11 +61,7 @@ def test_many_threads_load_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("llm_cost_ops.catalog.load.read_bundle", slow)
     found: list[Catalog] = []
-    threads = [threading.Thread(target=lambda: found.append(load_catalog())) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads([lambda: found.append(load_catalog())] * 16)
     assert len(reads) == 1
     assert len(found) == 16
     assert len(set(map(id, found))) == 1
@@ -81,11 +77,7 @@ def test_many_threads_look_up_at_once() -> None:
             if not catalog.cards(provider, name):
                 failed.append(name)
 
-    threads = [threading.Thread(target=look) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads([look] * 8)
     assert failed == []
 
 

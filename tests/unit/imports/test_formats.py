@@ -51,6 +51,16 @@ CLAUDE = lines(
 )
 
 
+def test_a_message_that_was_cut_within_an_emoji() -> None:
+    cut = [{"type": "text", "text": "cut \ud83d"}]
+    line = claude_line("msg_01A", 500, 23)
+    content = lines({**line, "message": {**line["message"], "content": cut}})
+    assert b"\\ud83d" in content
+    for document in (content, b"[\n" + content + b"]"):
+        [record] = read(document)
+        assert (record.idempotency_key, record.output_tokens) == ("anthropic:msg_01A", 500)
+
+
 def test_claude_code(tmp_path: Path) -> None:
     file = opened(CLAUDE)
     found = {

@@ -7,12 +7,13 @@ import io
 import json
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llm_cost_ops import CostOpsClient, UsageRecord
+from llm_cost_ops import ConfigurationError, CostOpsClient, UsageRecord
 from llm_cost_ops.cli import main
 from tests.unit.imports.files import lines, opened, read
 
@@ -53,6 +54,45 @@ def test_what_is_given_wins_on_every_shape(shape: int) -> None:
 def test_a_count_that_is_given_changes_the_total() -> None:
     [record] = read(lines(CHAT), given={"input_tokens": "7"})
     assert (record.input_tokens, record.output_tokens, record.total_tokens) == (7, 500, None)
+
+
+def test_a_column_that_comes_twice_is_refused_where_it_is_read() -> None:
+    table = b"provider,model_id,input_tokens,input_tokens,output_tokens%b\nopenai,gpt-4o,1,2,3%b\n"
+    mapped = {"model_id": "model_id", "input_tokens": "output_tokens+input_tokens"}
+    for mapping in ({}, mapped):
+        with pytest.raises(ConfigurationError, match="column 'input_tokens' more than once"):
+            read(table % (b"", b""), "x.csv", mapping=mapping)
+    mapped["input_tokens"] = "output_tokens"
+    [record] = read(table % (b",note,note,,", b",a,b,,"), "x.csv", mapping=mapped)
+    assert record.input_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("written", "cost"),
+    [("2e-08", "0.00000002"), ("1.5E-5", "0.000015"), ("0.015", "0.015"), ("1e+2", "100"), ("0e-9", "0")],
+)
+def test_floats_as_python_writes_them(written: str, cost: str) -> None:
+    mapping = {"model_id": "model", "input_tokens": "tokens", "reported_cost": "cost"}
+    table = f"model,tokens,cost\ngpt-4o,1000.0,{written}\n".encode()
+    [row] = read(table, "x.csv", mapping=mapping)
+    [field] = read(b'{"model":"gpt-4o","tokens":1000.0,"cost":%b}' % written.encode(), mapping=mapping)
+    for record in (row, field):
+        assert (record.input_tokens, record.reported_cost) == (1000, Decimal(cost))
+
+
+@pytest.mark.parametrize("written", ["1.000", "1000.00", "1000.5", "1e3", "NaN", "inf", "1,000", ".0"])
+def test_what_may_be_another_count_is_no_count(written: str) -> None:
+    table = f"model;tokens\ngpt-4o;{written}\n".encode()
+    [item] = opened(table, "x.csv", mapping={"model_id": "model", "input_tokens": "tokens"})
+    assert "input_tokens must be a whole number" in str(item.record)
+
+
+@pytest.mark.parametrize("written", ["NaN", "Infinity", "1e99", "1e-30", "1e-99999", "0,1", "$1"])
+def test_what_is_no_amount_is_refused(written: str) -> None:
+    table = f"model;tokens;cost\ngpt-4o;1;{written}\n".encode()
+    mapping = {"model_id": "model", "input_tokens": "tokens", "reported_cost": "cost"}
+    [item] = opened(table, "x.csv", mapping=mapping)
+    assert "reported_cost must be a decimal" in str(item.record)
 
 
 def test_columns_are_summed() -> None:

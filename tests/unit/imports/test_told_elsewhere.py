@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.imports.files import priced, read
+from llm_cost_ops import UsageRecord
+from tests.unit.imports.files import opened, priced, read
 from tests.unit.imports.test_formats import ANTHROPIC_ROW, anthropic_page, openai_page
 from tests.unit.imports.test_gateways import LITELLM
 
@@ -254,6 +255,13 @@ def test_audio_of_helicone() -> None:
     [record] = read([row])
     assert record.modality is not None
     assert (record.modality.input_audio_tokens, record.modality.output_audio_tokens) == (60, 40)
+
+
+def test_a_search_count_that_is_none_harms_only_its_row() -> None:
+    wrong = {**ANTHROPIC_ROW, "server_tool_use": {"web_search_requests": "x"}}
+    first, second = (item.record for item in opened(anthropic_page(wrong, ANTHROPIC_ROW)))
+    assert str(first).startswith("data[0].results[0]: web_search_requests must be a whole number")
+    assert isinstance(second, UsageRecord)
 
 
 def test_an_image_through_litellm_costs_what_it_states(tmp_path: Path) -> None:

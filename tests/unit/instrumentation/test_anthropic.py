@@ -23,6 +23,21 @@ def test_a_stream_closed_early_keeps_what_was_seen(stub: Stub, client: CostOpsCl
     assert record.idempotency_key.startswith("anthropic:msg_")
 
 
+@pytest.mark.parametrize("kind", ["application-inference-profile", "provisioned-model"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_of_bedrock_whose_name_says_nothing_of_it_is_recorded(
+    stub: Stub, client: CostOpsClient, kind: str, *, stream: bool
+) -> None:
+    model = f"arn:aws:bedrock:us-east-1:123456789012:{kind}/abcdefgh"
+    keys = {"aws_access_key": "a", "aws_secret_key": "b", "aws_region": "us-east-1"}
+    with anthropic.AnthropicBedrock(base_url=stub.url, **keys) as sdk:
+        client.instrument(sdk)
+        answer = sdk.messages.create(**{**ASKED, "model": model}, stream=stream)
+        if stream:
+            list(answer)
+    assert only_record(client, "usage").model_id == model
+
+
 def test_the_hook_is_still_there() -> None:
     """The SDK sends with `send` of an httpx client in `_client`, and derived clients share it."""
     with anthropic.Anthropic(api_key="k") as sdk:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llm_cost_ops import CostOpsClient
-from tests.sdk_stub import Stub
+from tests.sdk_stub import INPUT, OUTPUT, Stub
 from tests.unit.instrumentation.matrix import only_record, records_of
 from tests.unit.instrumentation.ways_others import BEDROCK_MODEL, CONVERSE
 
@@ -46,3 +48,50 @@ def test_the_hook_is_still_there(sdk: Any) -> None:
     assert sdk.meta.service_model.service_name == "bedrock-runtime"
     assert callable(sdk.meta.events.register)
     assert callable(sdk.meta.events.unregister)
+
+
+class AioStream:
+    """An event stream of aiobotocore: its events are awaited."""
+
+    def __init__(self, events: list[dict[str, Any]]) -> None:
+        self._events = events
+        self.closed = False
+
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        for event in self._events:
+            yield event
+
+    def close(self) -> None:
+        self.closed = True
+
+
+METADATA = {"metadata": {"usage": {"inputTokens": INPUT, "outputTokens": OUTPUT}}}
+
+
+async def read_to_the_end(stream: Any) -> None:
+    assert [event async for event in stream] == [{"messageStart": {}}, METADATA]
+
+
+async def close_after_the_first(stream: Any) -> None:
+    assert await anext(aiter(stream)) == {"messageStart": {}}
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    ("read", "expected"), [(read_to_the_end, "usage"), (close_after_the_first, "unknown")]
+)
+async def test_a_stream_of_aiobotocore_is_awaited_as_before(
+    client: CostOpsClient, read: Any, expected: str
+) -> None:
+    events = pytest.importorskip("botocore.hooks").HierarchicalEmitter()
+    model = SimpleNamespace(service_name="bedrock-runtime")
+    client.instrument(SimpleNamespace(meta=SimpleNamespace(service_model=model, events=events)))
+    context: dict[str, Any] = {}
+    parsed = {"stream": AioStream([{"messageStart": {}}, METADATA]), "ResponseMetadata": {"RequestId": "r-1"}}
+    call = "bedrock-runtime.ConverseStream"
+    events.emit(f"provide-client-params.{call}", params={"modelId": BEDROCK_MODEL}, context=context)
+    response = SimpleNamespace(status_code=200)
+    events.emit(f"after-call.{call}", http_response=response, parsed=parsed, context=context)
+    await read(parsed["stream"])
+    assert parsed["stream"].closed == (expected == "unknown")
+    only_record(client, expected)

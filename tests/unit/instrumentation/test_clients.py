@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import subprocess
 import sys
+from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -75,6 +78,80 @@ def test_an_answer_that_can_not_be_read_is_unknown(client: CostOpsClient) -> Non
     records = records_of(client)
     assert [record.quality for record in records] == [UsageQuality.UNKNOWN] * 4
     assert {(record.provider, record.model_id) for record in records} == {("openai", "gpt-4o")}
+
+
+def test_a_content_type_has_no_case(stub: Stub, client: CostOpsClient) -> None:
+    chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "gpt-4o", "choices": []}
+    usage = {"prompt_tokens": 1000, "completion_tokens": 7, "total_tokens": 1007}
+    body = b"data: %b\n\ndata: [DONE]\n\n" % json.dumps({**chunk, "usage": usage}).encode()
+    headers = {"content-type": "Text/Event-Stream"}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body, headers=headers))
+    with client.instrument(httpx.Client(transport=transport)) as sdk:
+        sdk.post("https://api.openai.com/v1/chat/completions", json=CHAT)
+    only_record(client, "usage")
+
+
+def test_clients_that_share_their_http_client_are_told_of(
+    stub: Stub, client: CostOpsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with httpx.Client() as shared:
+        first, second = SimpleNamespace(_client=shared), SimpleNamespace(_client=shared)
+        for _ in range(2):
+            client.instrument(first, user_id="u-1")
+        # Of another one the same is said.
+        client.instrument(SimpleNamespace(_client=shared), user_id="u-1")
+        assert caplog.text == ""
+        for _ in range(2):
+            client.instrument(second, user_id="u-2")
+        assert caplog.text.count("share an HTTP client") == 1
+        client.uninstrument(first)
+        client.instrument(second, user_id="u-2")
+        assert caplog.text.count("share an HTTP client") == 1
+
+
+# What SDKs take, as they read JSON with Python's own parser.
+TOLERATED = {
+    "half of an emoji": b'"\\ud83d"',
+    "not a number": b"NaN",
+    "infinity": b"-Infinity",
+}
+
+
+@pytest.mark.parametrize("odd", TOLERATED.values(), ids=TOLERATED)
+@pytest.mark.parametrize("form", ["whole", "stream", "byte order mark"])
+def test_an_answer_that_sdks_can_read_is_recorded(client: CostOpsClient, odd: bytes, form: str) -> None:
+    usage = b'"usage":{"input_tokens":1000,"output_tokens":7}'
+    body = b'{"id":"resp_1","object":"response","status":"completed","model":"gpt-4o","text":%b,%b}' % (
+        odd,
+        usage,
+    )
+    kind = "application/json"
+    if form == "stream":
+        kind, body = "text/event-stream", b'data: {"type":"response.completed","response":%b}\n\n' % body
+    elif form == "byte order mark":
+        body = b"\xef\xbb\xbf" + body
+    answer = httpx.MockTransport(lambda _: httpx.Response(200, content=body, headers={"content-type": kind}))
+    with client.instrument(httpx.Client(transport=answer)) as sdk:
+        assert sdk.post("https://api.openai.com/v1/responses", json={"model": "gpt-4o"}).content == body
+    assert only_record(client, "usage").idempotency_key == "openai:resp_1"
+
+
+@pytest.mark.parametrize("odd", [*TOLERATED.values(), b"[" * 10_000 + b"]" * 10_000, b"what is no JSON"])
+def test_a_stream_whose_request_can_not_be_changed_is_sent_as_it_is_and_recorded(
+    client: CostOpsClient, odd: bytes
+) -> None:
+    asked = b'{"model":"gpt-4o","stream":true,"messages":[%b]}' % odd
+    seen = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.content)
+        return httpx.Response(200, content=b"data: [DONE]\n\n", headers={"content-type": "text/event-stream"})
+
+    with client.instrument(httpx.Client(transport=httpx.MockTransport(answer))) as sdk:
+        sdk.post("https://api.openai.com/v1/chat/completions", content=asked)
+    assert seen == [asked]
+    [record] = records_of(client)
+    assert (record.provider, record.quality) == ("openai", UsageQuality.UNKNOWN)
 
 
 def test_an_answer_with_texts_that_no_record_may_hold_is_recorded(client: CostOpsClient) -> None:
@@ -181,6 +258,8 @@ def test_the_function_is_not_hidden_by_a_module() -> None:
         ("us-east5-aiplatform.googleapis.com", "google"),
         ("aiplatform.eu.rep.googleapis.com", "google"),
         ("claude.googleapis.com", "anthropic"),
+        ("api.moonshot.cn", "moonshotai"),
+        ("api.fireworks.ai", "fireworks"),
         ("bedrock-runtime.us-east-1.amazonaws.com", "aws"),
         ("bedrock-mantle.us-east-1.api.aws", "aws"),
         ("aws-external-anthropic.us-east-1.api.aws", "anthropic"),
@@ -190,6 +269,28 @@ def test_the_function_is_not_hidden_by_a_module() -> None:
 )
 def test_a_host_tells_who_serves_it(host: str, provider: str) -> None:
     assert provider_of(host) == provider
+
+
+@pytest.mark.parametrize(
+    ("host", "model", "price"),
+    [
+        ("api.cerebras.ai", "gpt-oss-120b", "0.35"),
+        ("api.together.xyz", "openai/gpt-oss-120b", "0.15"),
+        # It has no prices in the catalog: OpenAI's are not its.
+        ("router.huggingface.co", "gpt-oss-120b", None),
+    ],
+)
+def test_a_model_of_openai_that_others_serve_is_not_priced_as_openais(
+    client: CostOpsClient, host: str, model: str, price: str | None
+) -> None:
+    usage = {"prompt_tokens": 1_000_000, "completion_tokens": 0, "total_tokens": 1_000_000}
+    answer = {"id": "chatcmpl-1", "object": "chat.completion", "model": model, "choices": [], "usage": usage}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
+    with client.instrument(httpx.Client(transport=transport)) as sdk:
+        sdk.post(f"https://{host}/v1/chat/completions", json={**CHAT, "model": model})
+    [record] = records_of(client)
+    assert (record.provider, record.model_id) == (provider_of(host), model)
+    assert record.estimated_cost == (None if price is None else Decimal(price))
 
 
 @pytest.mark.parametrize(

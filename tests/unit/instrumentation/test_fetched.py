@@ -175,6 +175,23 @@ def test_each_line_that_succeeded_is_a_call_however_the_bytes_come(
     assert {record.processing for record in found} <= {"batch"}
 
 
+@pytest.mark.parametrize("odd", ['"cut \\ud83d"', "NaN", '"\\ud83d", "logprobs": -Infinity'])
+def test_a_line_that_only_a_tolerant_parser_takes_is_a_call(odd: str) -> None:
+    rows = [json.dumps(line(number)) for number in range(3)]
+    rows[1] = rows[1].replace('"object"', f'"text": {odd}, "object"', 1)
+    keys = [record.idempotency_key for record in read("\n".join(rows).encode(), [])]
+    assert keys == [f"openai:chatcmpl-{number}" for number in range(3)]
+
+
+def test_a_line_that_can_not_be_read_does_not_end_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [json.dumps(line(number)) for number in range(4)]
+    rows[1] = rows[1][:40]
+    rows[2] = "not JSON"
+    keys = [record.idempotency_key for record in read("\n".join(rows).encode(), [20, 300, 320])]
+    assert keys == ["openai:chatcmpl-0", "openai:chatcmpl-3"]
+    assert caplog.text.count("can't be read") == 2
+
+
 def test_lines_without_unique_ids_have_a_key_of_their_file() -> None:
     content = b"\n".join(json.dumps(line(number)).encode() for number in range(3))
     own = [record.idempotency_key for record in read(content, [], "vllm")]

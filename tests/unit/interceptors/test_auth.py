@@ -14,7 +14,7 @@ from llm_cost_ops.rpc.runtime import AsyncRuntime, ForeignAwaitError, SyncRuntim
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.testing import AsyncVirtualRuntime, Delay, Fault, ScriptedTransport, VirtualRuntime
 from tests.calls import DONE, async_channel, put, sync_channel
-from tests.waiting import MAX_WAIT
+from tests.waiting import MAX_WAIT, in_threads
 
 CANARY = "canary-key-0123456789"
 
@@ -127,11 +127,7 @@ def test_many_threads_share_one_refresh() -> None:
 
     channel = sync_channel(ScriptedTransport([answer], forever=True), Auth(issuer))
     done: list[Any] = []
-    threads = [threading.Thread(target=lambda: done.append(put(channel))) for _ in range(10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(MAX_WAIT)
+    in_threads([lambda: done.append(put(channel))] * 10)
     assert done == [DONE] * 10
     assert issuer.asked == 2
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from itertools import count
 from typing import Any
@@ -15,7 +14,7 @@ from llm_cost_ops.interceptors.cache import Cache, ExpiringEntries
 from llm_cost_ops.testing import Delay, Fault, ScriptedTransport
 from tests.calls import DONE, async_channel, context_of, put, sync_channel
 from tests.tiny_service import GET_NOTE, GetNoteRequest, Note
-from tests.waiting import MAX_WAIT
+from tests.waiting import in_threads
 
 
 def get(channel: Any, name: str = "a", **options: Any) -> Any:
@@ -138,11 +137,7 @@ def test_threads_that_ask_the_same_share_one_call() -> None:
 
     channel = cached([slow])
     answers: list[Any] = []
-    threads = [threading.Thread(target=lambda: answers.append(get(channel))) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(MAX_WAIT)
+    in_threads([lambda: answers.append(get(channel))] * 20)
     assert {answer.text for answer in answers} == {"shared"}
     assert len(answers) == 20
     assert asked(channel) == 1

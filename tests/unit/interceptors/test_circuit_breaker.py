@@ -24,6 +24,7 @@ from llm_cost_ops.interceptors.circuit_breaker import Breaker, BreakerState, Cir
 from llm_cost_ops.interceptors.rate_limit import RateLimit
 from llm_cost_ops.testing import Fault, ScriptedTransport
 from tests.calls import DONE, async_channel, put, sync_channel
+from tests.waiting import in_threads
 
 CONFIG = CircuitBreakerConfig(failure_threshold=3, recovery_time=30)
 RECOVERY, THRESHOLD = 10.0, 3
@@ -209,11 +210,7 @@ def test_fifty_threads_get_one_probe() -> None:
         if found is not None:
             admitted.append(found)
 
-    threads = [threading.Thread(target=ask) for _ in range(50)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads([ask] * 50)
     assert len(admitted) == 1
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
 from typing import Any
 
@@ -17,7 +16,7 @@ from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime
 from llm_cost_ops.testing import Fault
 from tests.calls import DONE, async_channel, context_of, put, sync_channel
-from tests.waiting import MAX_WAIT
+from tests.waiting import in_threads
 
 
 class BucketMachine(RuleBasedStateMachine):
@@ -171,11 +170,7 @@ def test_threads_take_turns_and_all_get_through() -> None:
         for _ in range(2):
             put(channel)
 
-    threads = [threading.Thread(target=call) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(MAX_WAIT)
+    in_threads([call] * 20)
     assert len(channel.core.transport.calls) == 40
     assert time.monotonic() - begun >= 0.3, "40 calls: 10 at once, 30 more at 100 a second"
     assert (len(limit._line), limit._watched) == (0, False)

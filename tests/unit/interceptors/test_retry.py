@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import Counter
 from typing import Any
 
@@ -17,6 +16,7 @@ from llm_cost_ops.testing import Delay, Fault
 from llm_cost_ops.transports.net.headers import retry_after
 from tests.calls import DONE, PUT, PUT_KEYED, async_channel, context_of, put, sync_channel
 from tests.tiny_service import GET_NOTE, GetNoteRequest
+from tests.waiting import in_threads
 
 UNAVAILABLE = ServerError("no", status_code=503)
 configs = st.builds(
@@ -239,11 +239,7 @@ def test_fifty_threads_that_all_fail_do_not_storm() -> None:
             with pytest.raises(exceptions.RateLimitError):
                 put(channel)
 
-    threads = [threading.Thread(target=fail) for _ in range(50)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads([fail] * 50)
     attempts = len(channel.core.transport.calls)
     assert attempts / calls <= 1.10
     assert attempts == calls + 10, "the budget is spent, no more"

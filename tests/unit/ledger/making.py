@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Self
 
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
@@ -15,7 +18,7 @@ from llm_cost_ops.rpc.method import Cardinality, Idempotency, MethodDescriptor
 from llm_cost_ops.rpc.runtime import Runtime, SyncRuntime, drive
 from tests.waiting import MAX_WAIT
 
-__all__ = ["START", "TAKEN", "Sync", "context", "entry", "pricing"]
+__all__ = ["START", "TAKEN", "Sync", "check_structure", "context", "entry", "pricing"]
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
 
@@ -89,3 +92,9 @@ class Sync:
 
     def __exit__(self, *_: object) -> None:
         self.aclose()
+
+
+def check_structure(path: Path | str) -> None:
+    """SQLite finds nothing wrong with a file."""
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 
 from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.ledger.types import Filter
-from tests.unit.ledger.making import Sync, entry
+from tests.unit.ledger.making import Sync, check_structure, entry
 
 # Read before the suite takes the variables of whoever runs it away.
 STEP = int(os.environ.get("LLM_COST_OPS_CRASH_STEP", "0"))
@@ -81,6 +80,4 @@ def check(path: Path, told: list[str]) -> None:
         text = {"text": "x" * 6000}
         again = [entry(int(k[0]) * 86_400, idempotency_key=k, metadata=text) for k in kept]
         assert {done.status for done in store.append(again)} <= {SubmitStatus.DUPLICATE}
-    connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    connection.close()
+    check_structure(path)

@@ -21,6 +21,7 @@ from llm_cost_ops._gen.messages import (
     UsageRecord,
 )
 from llm_cost_ops.ledger.sqlite import day_sums
+from llm_cost_ops.ledger.sqlite import ledger as sqlite_ledger
 from llm_cost_ops.ledger.sqlite import sums as rollups
 from llm_cost_ops.ledger.sqlite.ledger import SqliteSums
 from llm_cost_ops.ledger.types import Entry, Filter, Revision
@@ -209,3 +210,33 @@ def ask(store: Sync, dicts: Sync, chance: random.Random) -> None:
         found = getattr(store, name)(*asked)
     assert found == getattr(dicts, name)(*asked)
     assert store.count(where) == dicts.count(where)
+
+
+def test_days_with_as_many_groups_as_records_are_found_out_one_query_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A first query reads the rows of some days twice, not of all, and writes no group of them."""
+    monkeypatch.setattr(day_sums, "MIN_ROWS", 2)
+    monkeypatch.setattr(sqlite_ledger, "_FOLD_RECORDS", 1)
+    prices, days = book(1), 3
+    batch = []
+    for number in range(10 * days):
+        record = UsageRecord(
+            organization_id="acme",
+            provider="openai",
+            model_id="a",
+            timestamp=START + timedelta(days=number % days),
+            input_tokens=number,
+            user_id=f"user-{number}",
+        )
+        priced = prices.price(record)
+        batch.append(Entry(record, f"key-{number}", TAKEN, priced.units, priced.by))
+    with Sync(durability="process") as store:
+        store.append(batch)
+        connection = store.store._writer.open()
+        for tried in (1, 2, 3, 3):
+            found = store.summarize(Filter(), ("user",), None)
+            assert sorted(amounts.input_tokens for _, _, amounts in found) == list(range(10 * days))
+            states = connection.execute("SELECT seq FROM day_state").fetchall()
+            assert states == [(None,)] * tried
+            assert connection.execute("SELECT count(*) FROM day_group").fetchone() == (0,)

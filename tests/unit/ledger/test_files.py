@@ -20,7 +20,7 @@ from llm_cost_ops.ledger.sqlite import schema
 from llm_cost_ops.ledger.sqlite.connection import Database
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from tests.unit.ledger.making import START, Sync, entry
+from tests.unit.ledger.making import START, Sync, check_structure, entry
 
 ROOT = Path(__file__).parents[3]
 
@@ -341,9 +341,7 @@ def test_kill_9_under_load_loses_nothing_acknowledged(tmp_path: Path, mode: str)
         assert store.count(Filter()) == total
         for group_by in (("project",), ("project", "user"), ("project", "label:x")):
             assert sum(s.requests for _, _, s in store.summarize(Filter(), group_by, None)) == total
-    connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    connection.close()
+    check_structure(path)
 
 
 def test_a_store_may_be_read_after_start(tmp_path: Path) -> None:

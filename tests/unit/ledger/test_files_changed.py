@@ -20,7 +20,7 @@ from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.ledger.sqlite.connection import Database
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from tests.unit.ledger.making import Sync, entry
+from tests.unit.ledger.making import Sync, check_structure, entry
 from tests.waiting import MAX_WAIT
 
 KINDS = ("disk", "group", "process")
@@ -51,9 +51,7 @@ def check_kept(path: Path, *keys: str) -> None:
     with Sync(path) as store:
         found = store.append([entry(idempotency_key=key) for key in keys])
         assert [done.status for done in found] == [DUPLICATE] * len(keys)
-    connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    connection.close()
+    check_structure(path)
 
 
 def test_a_connection_that_is_opened_while_the_last_one_is_closed_is_no_change(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc import forks
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from tests.unit.ledger.making import Sync, context, entry
+from tests.unit.ledger.making import Sync, check_structure, context, entry
 from tests.waiting import MAX_WAIT, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -70,9 +70,7 @@ def check_file(path: Path, acknowledged: set[str]) -> None:
         assert acknowledged <= {record.idempotency_key for record in records}
         for group_by in ((), ("label:x",)):
             assert sum(s.requests for _, _, s in store.summarize(Filter(), group_by, None)) == len(records)
-    connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    connection.close()
+    check_structure(path)
 
 
 @pytest.fixture(params=[False, True], ids=["inline", "group"])

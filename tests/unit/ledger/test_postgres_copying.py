@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from typing import Any, cast
 from unittest.mock import patch
@@ -13,7 +14,7 @@ import pytest
 
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger import Entry, Filter, open_ledger
-from llm_cost_ops.ledger.postgres import writing
+from llm_cost_ops.ledger.postgres import database, writing
 from llm_cost_ops.ledger.postgres.append import PostgresBatch
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.rows import prepare
@@ -91,6 +92,28 @@ def test_entries_that_are_alike_share_their_series() -> None:
     assert batch.rows == made
     assert batch.rows[0].series is batch.rows[2].series
     assert batch.rows[1].series is batch.rows[3].series
+
+
+def test_numbers_of_rows_take_one_round_trip_and_nobody_else_has_them(postgres_url: str) -> None:
+    asked: list[str] = []
+    rows = Session.rows
+
+    def counted(self: Session, sql: str, *values: object, **named: object) -> list[tuple[Any, ...]]:
+        asked.append(sql)
+        return rows(self, sql, *values, **named)
+
+    taken: list[list[int]] = [[], []]
+    connect = database(postgres_url).connect
+    with closing(connect()) as one, closing(connect()) as other, patch.object(Session, "rows", counted):
+        for count in (1, 1000, 2999, 1, 9500, 0, 500):
+            for session, numbers in zip((one, other), taken, strict=True):
+                asked.clear()
+                found = session.numbers(count)
+                assert len(found) == count
+                assert len(asked) <= 1
+                numbers += found
+    assert taken == [sorted(numbers) for numbers in taken]
+    assert len({*taken[0], *taken[1]}) == len(taken[0]) + len(taken[1])
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -11,7 +11,6 @@ import os
 import random
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ import pytest
 
 from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.ledger.types import Filter
-from tests.unit.ledger.making import Sync, entry
+from tests.unit.ledger.making import Sync, check_structure, entry
 
 # Read before the suite takes the variables of whoever runs it away.
 LONG = "LONG_TESTS" in os.environ
@@ -161,6 +160,4 @@ def check(folder: Path, files: dict[str, bytearray], acknowledged: int, traced: 
         assert store.count(Filter()) == held
         for group_by in ((), ("user",), ("label:x",)):
             assert sum(s.requests for _, _, s in store.summarize(Filter(), group_by, None)) == held
-    connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    connection.close()
+    check_structure(path)

@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import closing
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError
 from tests.unit.ledger.making import START, TAKEN, Sync, context, entry
 from tests.unit.ledger.test_model import ORGS, Kept, StoreBesideModel, few, filters, money, passes
+from tests.waiting import in_threads
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 CARD = RateCard(
@@ -360,11 +362,7 @@ def test_two_processes_reprice_the_same(tmp_path: Path) -> None:
                 if after is None:
                     break
 
-        threads = [threading.Thread(target=work, args=(store,)) for store in stores]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads([partial(work, store) for store in stores])
         assert sum(found) == 500, "each record changed once"
         assert [s.units for _, _, s in one.summarize(Filter(), (), None)] == [3500]
 
@@ -398,11 +396,7 @@ def test_observers_that_race_make_one_record_with_counts(tmp_path: Path, group: 
                 found.extend(store.append([item]))
 
             calls = [(one, first), (two, counted), (two, first), (one, counted)]
-            threads = [threading.Thread(target=append, args=call) for call in calls]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            in_threads([partial(append, *call) for call in calls])
             assert len({answer.usage_id for answer in found}) == 1
             assert {answer.status for answer in found} == {SubmitStatus.CREATED, SubmitStatus.DUPLICATE}
             kept = one.get_cost(found[0].usage_id)

@@ -7,20 +7,7 @@ from decimal import Decimal, localcontext
 import pytest
 
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
-
-USAGE = {
-    "prompt_tokens": 10,
-    "completion_tokens": 5,
-    "total_tokens": 15,
-    "prompt_tokens_details": {"cached_tokens": 4},
-}
-RESPONSE = {
-    "id": "c1",
-    "object": "chat.completion",
-    "created": 1793534400,
-    "model": "gpt-5.4",
-    "usage": USAGE,
-}
+from tests.unit.normalizers.bodies import RESPONSE, USAGE
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_cost_ops.normalizers import PayloadError, usage_from_response, usages_from_response
+from tests.unit.normalizers.bodies import objects
 
 INPUT = 1000
-
-
-def objects(value):
-    if isinstance(value, dict):
-        return SimpleNamespace(**{key: objects(item) for key, item in value.items()})
-    return [objects(item) for item in value] if isinstance(value, list) else value
 
 
 def chat_with_counts_so_far(pieces):

@@ -9,16 +9,9 @@ import pytest
 
 from llm_cost_ops._gen.messages import ModalityTokens
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
+from tests.unit.normalizers.test_what_we_read import COUNTS
 
 CASES = json.loads((Path(__file__).parents[2] / "golden/provider_payloads.json").read_text())
-COUNTS = (
-    "input_tokens",
-    "output_tokens",
-    "cached_tokens",
-    "cache_write_tokens",
-    "cache_write_extended_tokens",
-    "reasoning_tokens",
-)
 
 
 def usage_of(record):

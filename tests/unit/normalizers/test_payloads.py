@@ -16,20 +16,7 @@ import pydantic
 import pytest
 
 from llm_cost_ops.normalizers import APIS, PayloadError, usage_from_response
-
-USAGE = {
-    "prompt_tokens": 10,
-    "completion_tokens": 5,
-    "total_tokens": 15,
-    "prompt_tokens_details": {"cached_tokens": 4},
-}
-RESPONSE = {
-    "id": "c1",
-    "object": "chat.completion",
-    "created": 1793534400,
-    "model": "gpt-5.4",
-    "usage": USAGE,
-}
+from tests.unit.normalizers.bodies import RESPONSE, USAGE, objects
 
 
 class Details(pydantic.BaseModel):
@@ -91,12 +78,6 @@ class Mapped(Mapping):
         return len(RESPONSE)
 
 
-def namespaces(value):
-    if isinstance(value, dict):
-        return SimpleNamespace(**{key: namespaces(item) for key, item in value.items()})
-    return value
-
-
 @pytest.mark.parametrize(
     "response",
     [
@@ -108,7 +89,7 @@ def namespaces(value):
         StructCompletion(**RESPONSE),
         Dumping("model_dump"),
         Dumping("to_dict"),
-        namespaces(RESPONSE),
+        objects(RESPONSE),
     ],
     ids=[
         "dict",

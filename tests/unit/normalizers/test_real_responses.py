@@ -11,11 +11,11 @@ import gzip
 import json
 from decimal import Decimal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from llm_cost_ops import PayloadError, usage_from_response, usages_from_response
+from tests.unit.normalizers.bodies import objects
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FAULTS = json.loads((GOLDEN / "provider_faults.json").read_text(encoding="utf-8"))
@@ -26,12 +26,6 @@ UUID = "7f3c2a9be4d04c6f8a1b2c3d4e5f6071"
 RENAMED = {"web_search_previews": "web_searches"}
 # What these answers are billed for beside their recorded meters is a line without a price.
 BESIDE = {"image_generation_calls", "containers", "other_model_calls"}
-
-
-def objects(value):
-    if isinstance(value, dict):
-        return SimpleNamespace(**{key: objects(item) for key, item in value.items()})
-    return [objects(item) for item in value] if isinstance(value, list) else value
 
 
 class Events:

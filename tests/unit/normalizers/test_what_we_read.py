@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from llm_cost_ops import usage_from_response
 from llm_cost_ops.normalizers import APIS
+from tests.unit.normalizers.bodies import objects
 
 PAGE = Path(__file__).parents[3] / "docs/what-we-read.md"
 FORMS = ("plain", "stream", "SDK object", "batch")
@@ -257,12 +257,6 @@ ROWS = (
     ("", "opentelemetry", "gen_ai attributes", SPAN, None, None),
     ("", "generic", "this project's own words", GENERIC, None, None),
 )
-
-
-def objects(value):
-    if isinstance(value, dict):
-        return SimpleNamespace(**{key: objects(item) for key, item in value.items()})
-    return [objects(item) for item in value] if isinstance(value, list) else value
 
 
 def read(row, form):

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 
 import pytest
 
@@ -12,6 +12,7 @@ from llm_cost_ops.pricing.calculator import calculate_cost
 from llm_cost_ops.pricing.money import from_units
 from llm_cost_ops.pricing.pricebook import PriceBook
 from tests.unit.pricing.cards import NOON, make_card, make_rate, make_usage
+from tests.waiting import in_threads
 
 
 class _Source:
@@ -163,11 +164,7 @@ def test_threads_price_right_while_choices_are_forgotten() -> None:
             if priced.units is None or from_units(priced.units) != 2 * price:
                 wrong.append(priced)
 
-    threads = [threading.Thread(target=read, args=(start,)) for start in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads([partial(read, start) for start in range(4)])
     assert wrong == []
 
 

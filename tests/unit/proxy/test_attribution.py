@@ -20,11 +20,8 @@ from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service.access.keys import create_key, revoke_key
-from tests.proxies import Provider, running_proxy
+from tests.proxies import CHAT, PATH, Provider, running_proxy
 from tests.unit.instrumentation.matrix import records_of
-
-CHAT = {"model": "gpt-4o", "messages": []}
-PATH = "/openai/v1/chat/completions"
 
 
 def keys_of(path: Path, *made: dict[str, Any], revoke: str = "") -> list[str]:

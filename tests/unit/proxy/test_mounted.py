@@ -101,3 +101,17 @@ async def test_a_call_that_is_left_at_the_end_is_ended_and_recorded(
     (record,) = await asyncio.to_thread(records_of, client)
     assert (record.model_id, record.quality.value) == ("gpt-4o", "unknown")
     assert await asyncio.to_thread(provider.closed.wait, 5)
+
+
+async def test_a_websocket_is_closed_before_it_is_accepted(provider: Provider, client: CostOpsClient) -> None:
+    app = asgi_app({"openai": provider.url}, client, require_keys=False)
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app({"type": "websocket", "path": "/openai/v1/realtime", "headers": []}, receive, send)
+    assert sent == [{"type": "websocket.close"}]

@@ -13,10 +13,8 @@ import pytest
 from llm_cost_ops import ClientConfig, CostOpsClient
 from llm_cost_ops.callbacks.records import payload_record
 from llm_cost_ops.types import UsageQuality, UsageRecord
-from tests.proxies import ANSWER, CHUNK, Provider, event, running_proxy
+from tests.proxies import ANSWER, CHAT, CHUNK, PATH, Provider, broken_stream, event, running_proxy
 
-CHAT = {"model": "gpt-4o", "messages": []}
-PATH = "/openai/v1/chat/completions"
 EMBEDDINGS = {"object": "list", "model": "e", "data": [], "usage": {"prompt_tokens": 9, "total_tokens": 9}}
 ID = "chatcmpl-BZx7Lq2mKfWc9TnR4vYs"
 SPAN = {
@@ -166,12 +164,7 @@ def test_the_proxy_records_as_the_hooks_attributes_say(seen: Seen, provider: Pro
 
 
 def test_an_answer_that_breaks_off_counts_once(seen: Seen, provider: Provider) -> None:
-    def answer(handler: Any) -> None:
-        handler.stream()
-        handler.part(event(CHUNK))
-        handler.close_connection = True
-
-    provider.answer = answer
+    provider.answer = broken_stream
     with pytest.raises(httpx.RemoteProtocolError):
         seen.read(seen.app, {**CHAT, "stream": True})
     (record,) = seen.records()
@@ -190,13 +183,8 @@ def test_a_proxy_that_is_gone_before_it_recorded_leaves_it_to_the_hook(
         if call._options.source != "proxy":
             real(call, finished=finished)
 
-    def answer(handler: Any) -> None:
-        handler.stream()
-        handler.part(event(CHUNK))
-        handler.close_connection = True
-
     monkeypatch.setattr(Call, "finish", finish)
-    provider.answer = answer
+    provider.answer = broken_stream
     with pytest.raises(httpx.RemoteProtocolError):
         seen.read(seen.app, {**CHAT, "stream": True})
     (record,) = seen.records()

@@ -16,7 +16,7 @@ import pytest
 
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops.types import UsageQuality
-from tests.proxies import ANSWER, CHUNK, Provider, event, running_proxy
+from tests.proxies import ANSWER, CHUNK, Provider, broken_stream, event, running_proxy, stalled_stream
 from tests.unit.instrumentation.matrix import only_record, records_of
 from tests.waiting import MAX_WAIT
 
@@ -298,12 +298,7 @@ def test_what_is_not_recorded_may_have_any_encoding(proxy: str, provider: Provid
 def test_a_caller_that_leaves_a_stream_ends_it_and_its_usage_is_unknown(
     proxy: str, provider: Provider, client: CostOpsClient
 ) -> None:
-    def answer(handler: Any) -> None:
-        handler.stream()
-        handler.part(event(CHUNK))
-        handler.wait_until_closed()
-
-    provider.answer = answer
+    provider.answer = stalled_stream
     with httpx.stream("POST", proxy + COMPLETIONS, json={**CHAT, "stream": True}) as given:
         next(given.iter_raw())
     assert provider.closed.wait(MAX_WAIT)
@@ -359,12 +354,7 @@ def test_a_caller_that_leaves_in_its_body_reaches_nobody(
 def test_an_answer_that_breaks_off_breaks_off_for_the_caller(
     proxy: str, provider: Provider, client: CostOpsClient
 ) -> None:
-    def answer(handler: Any) -> None:
-        handler.stream()
-        handler.part(event(CHUNK))
-        handler.close_connection = True
-
-    provider.answer = answer
+    provider.answer = broken_stream
     with pytest.raises(httpx.RemoteProtocolError):
         httpx.post(proxy + COMPLETIONS, json={**CHAT, "stream": True})
     assert only_record(client, "unknown").model_id == "gpt-4o"

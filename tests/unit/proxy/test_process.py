@@ -21,12 +21,10 @@ from llm_cost_ops import CostOpsClient
 from llm_cost_ops.cli import main
 from llm_cost_ops.types import UsageQuality, UsageRecord
 from tests.ports import free_port
-from tests.proxies import ANSWER, CHUNK, Provider, event
+from tests.proxies import ANSWER, CHAT, CHUNK, PATH, Provider, event
 from tests.tunnels import self_signed
 from tests.waiting import MAX_WAIT, until
 
-CHAT = {"model": "gpt-4o", "messages": []}
-PATH = "/openai/v1/chat/completions"
 OPENAI = ["--upstream", "openai=https://x.example"]
 
 

@@ -17,12 +17,9 @@ import pytest
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops.proxy import ProxyLimits
 from tests.ports import free_port
-from tests.proxies import ANSWER, CHUNK, Provider, event, running_proxy
+from tests.proxies import ANSWER, CHAT, CHUNK, PATH, Provider, event, running_proxy, stalled_stream
 from tests.unit.instrumentation.matrix import only_record, records_of
 from tests.waiting import MAX_WAIT
-
-CHAT = {"model": "gpt-4o", "messages": []}
-PATH = "/openai/v1/chat/completions"
 
 
 @contextmanager
@@ -77,12 +74,7 @@ def test_an_answer_that_does_not_begin_is_not_waited_for(provider: Provider, cli
 
 
 def test_an_answer_that_stops_is_not_waited_for(provider: Provider, client: CostOpsClient) -> None:
-    def answer(handler: Any) -> None:
-        handler.stream()
-        handler.part(event(CHUNK))
-        handler.wait_until_closed()
-
-    provider.answer = answer
+    provider.answer = stalled_stream
     with limited(provider, client, idle_timeout=0.3) as url:
         with pytest.raises(httpx.RemoteProtocolError):
             httpx.post(url + PATH, json={**CHAT, "stream": True})
@@ -186,6 +178,13 @@ def test_a_path_does_not_lead_out_of_its_upstream(proxy: str, provider: Provider
     with socket.create_connection((place.hostname or "", place.port or 0)) as caller:
         caller.sendall(f"GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
         assert caller.recv(4096).startswith(b"HTTP/1.1 400 ")
+    assert provider.seen == []
+
+
+def test_a_websocket_is_refused(proxy: str, provider: Provider) -> None:
+    headers = {"connection": "Upgrade", "upgrade": "WebSocket", "sec-websocket-version": "13"}
+    given = httpx.get(proxy + "/openai/v1/realtime?model=gpt-realtime", headers=headers)
+    assert code_of(given) == (501, "no_websockets")
     assert provider.seen == []
 
 

@@ -10,6 +10,7 @@ import weakref
 import pytest
 
 from llm_cost_ops.rpc.forks import PerProcess
+from tests.waiting import in_threads
 
 
 class Connection:
@@ -31,11 +32,7 @@ def test_threads_that_ask_at_the_same_time_get_the_same() -> None:
         begin.wait()
         got.append(owned.get(make))
 
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads([ask] * 8)
     assert len(made) == 1
     assert got == made * 8
     assert owned.made is made[0]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 import uuid
 import warnings
+from functools import partial
 
 from llm_cost_ops.rpc.ids import uuid7
+from tests.waiting import in_threads
 
 
 def test_form() -> None:
@@ -29,11 +30,7 @@ def test_threads() -> None:
     def make(ids: list[str]) -> None:
         ids += [uuid7() for _ in range(5_000)]
 
-    threads = [threading.Thread(target=make, args=(ids,)) for ids in made]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads([partial(make, ids) for ids in made])
     assert all(ids == sorted(ids) for ids in made)
     assert len({found for ids in made for found in ids}) == 40_000
 

@@ -206,19 +206,23 @@ def refused(address):
         return connection.connect_ex((host, int(port))) != 0
 
 
+def slow_call(server):
+    """A call under way in a thread: where its answer will be, and the thread."""
+    answers = []
+
+    def call():
+        answers.append(httpx.post(f"{server.address}/api/v1/notes", json={"text": "wait"}, timeout=MAX_WAIT))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    until(lambda: server.servicer.calls)
+    return answers, thread
+
+
 def test_calls_in_flight_finish_and_readiness_goes_first():
     # A request takes a hundredth of the delay.
     with running(drain_delay=2.0, grace=MAX_WAIT) as server, httpx.Client(timeout=MAX_WAIT) as client:
-        answers = []
-
-        def slow():
-            answers.append(
-                httpx.post(f"{server.address}/api/v1/notes", json={"text": "wait"}, timeout=MAX_WAIT)
-            )
-
-        thread = threading.Thread(target=slow)
-        thread.start()
-        until(lambda: server.servicer.calls)
+        answers, thread = slow_call(server)
         server.stop()
         until(lambda: server.servicer.draining)
         assert client.get(f"{server.address}/api/v1/notes/n").status_code == 503
@@ -232,16 +236,7 @@ def test_calls_in_flight_finish_and_readiness_goes_first():
 
 def test_a_call_that_takes_too_long_to_finish_is_cut_off():
     with running(grace=1.0) as server:
-        answers = []
-
-        def slow():
-            answers.append(
-                httpx.post(f"{server.address}/api/v1/notes", json={"text": "wait"}, timeout=MAX_WAIT)
-            )
-
-        thread = threading.Thread(target=slow)
-        thread.start()
-        until(lambda: server.servicer.calls)
+        answers, thread = slow_call(server)
     thread.join(MAX_WAIT)
     assert [answer.status_code for answer in answers] == [503]
     assert (server.servicer.finished, server.closed) == (0, 1)

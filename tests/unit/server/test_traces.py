@@ -276,6 +276,14 @@ async def test_a_call_whose_counts_can_not_be_read_keeps_its_time_and_its_key() 
     assert records[1]["idempotency_key"] == f"openai:{ID}"
 
 
+def test_a_text_that_was_cut_within_an_emoji_costs_no_span() -> None:
+    body = to_json(request(*(span(number, {**CALL, "gen_ai.completion": "cut \ud83d"}) for number in (1, 2))))
+    assert b"\\ud83d" in body
+    assert [found.attributes["gen_ai.usage.input_tokens"] for found in otlp.json_spans(body)] == [1000, 1000]
+    with pytest.raises(DecodeError, match="is not OTLP in JSON: JSON is malformed"):
+        list(otlp.json_spans(body[:-20]))
+
+
 @pytest.mark.parametrize("number", ["--5", "9" * 5000, "\u00b2", ""])
 async def test_a_number_in_json_that_is_none_harms_only_its_own_call(number: str) -> None:
     traces = Traces()

@@ -9,7 +9,7 @@ import pytest
 
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.testing import AsyncVirtualRuntime, VirtualRuntime
-from tests.waiting import MAX_WAIT
+from tests.waiting import MAX_WAIT, in_threads
 
 
 def test_sleeping_moves_the_clock_and_takes_no_time() -> None:
@@ -31,11 +31,7 @@ def test_chance_is_the_same_in_every_run(kind: type[VirtualRuntime]) -> None:
 
 def test_threads_share_a_clock() -> None:
     runtime = VirtualRuntime()
-    threads = [threading.Thread(target=lambda: drive(runtime.sleep(1))) for _ in range(50)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads([lambda: drive(runtime.sleep(1))] * 50)
     assert runtime.monotonic() == 50
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
 import socket
 import subprocess
 import sys
@@ -19,14 +17,11 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.transports.grpc.client import AsyncGrpcTransport, GrpcTransport
 from tests.faulty_grpc_peers import ANSWER, BEHAVIOURS, Http2, answering
 from tests.faulty_peers import FaultyPeer
-from tests.grpc_calls import PUT, call, url_of
+from tests.network import GRPC, PUT
 from tests.tiny_service import PUT_NOTE, Note, PutNoteRequest, context
 from tests.waiting import MAX_WAIT, until, until_async
 
-
-@pytest.fixture(params=["sync", "async"])
-def colour(request):
-    return request.param
+call, url_of = GRPC.call, GRPC.url_of
 
 
 @pytest.mark.parametrize("refusal", ["goaway", "refused"])
@@ -241,62 +236,6 @@ async def test_an_enclosing_timeout_still_works_after_a_failed_call():
         with pytest.raises(TimeoutError):
             await enclosing()
         await transport.aclose()
-
-
-def test_many_threads_share_a_leaf():
-    with FaultyPeer(answering(ANSWER)) as peer:
-        transport = GrpcTransport(url_of(peer), channels=2)
-        results = []
-
-        def run():
-            results.extend(
-                drive(transport.unary_unary(PUT, context(PUT_NOTE, MAX_WAIT))).data.id for _ in range(20)
-            )
-
-        threads = [threading.Thread(target=run) for _ in range(12)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        drive(transport.aclose())
-    assert results == ["n"] * 240
-    assert peer.connections == 2
-
-
-def test_two_event_loops_one_after_another_share_a_leaf():
-    with FaultyPeer(answering(ANSWER)) as peer:
-        transport = AsyncGrpcTransport(url_of(peer))
-
-        async def run():
-            await transport.unary_unary(PUT, context(PUT_NOTE, MAX_WAIT, asynchronous=True))
-            # Only this loop's connections: the transport goes on in the next.
-            await transport._pools[asyncio.get_running_loop()].aclose()
-
-        asyncio.run(run())
-        asyncio.run(run())
-        gc.collect()
-        assert len(transport._pools) == 1
-    assert peer.connections == 2
-
-
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_forked_child_has_its_own_connections():
-    with FaultyPeer(answering(ANSWER)) as peer:
-        transport = GrpcTransport(url_of(peer))
-        drive(transport.unary_unary(PUT, context(PUT_NOTE, MAX_WAIT)))
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                drive(transport.unary_unary(PUT, context(PUT_NOTE, MAX_WAIT)))
-                drive(transport.aclose())
-                code = 0
-            finally:
-                os._exit(code)
-        assert os.waitpid(child, 0)[1] == 0
-        drive(transport.unary_unary(PUT, context(PUT_NOTE, MAX_WAIT)))
-        drive(transport.aclose())
-    assert peer.connections == 2
 
 
 def test_a_closed_leaf_says_so_and_leaves_no_thread():

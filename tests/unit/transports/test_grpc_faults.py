@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import gc
-import socket
 import ssl
-import threading
 
 import pytest
 
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.transports.grpc.client import GrpcTransport
 from tests.faulty_grpc_peers import ANSWER, BEHAVIOURS, DONE, GOOD, HEAD, Http2, answering, frame
-from tests.faulty_peers import FaultyPeer, full_backlog
-from tests.grpc_calls import PUT, TIMEOUT, call, url_of
-from tests.ports import free_port
+from tests.faulty_peers import FaultyPeer
+from tests.network import GRPC, PUT, TIMEOUT
 from tests.tiny_service import GET_NOTE, GetNoteRequest, Note, PutNoteRequest
 from tests.tunnels import self_signed
 from tests.waiting import MAX_WAIT
 
-
-@pytest.fixture(params=["sync", "async"])
-def colour(request):
-    return request.param
+call, url_of = GRPC.call, GRPC.url_of
 
 
 @pytest.mark.parametrize("name", BEHAVIOURS)
@@ -57,68 +50,9 @@ def test_a_read_has_never_been_applied(colour, name):
     assert error.maybe_applied is False
 
 
-def test_refused_connection_was_not_applied(colour):
-    port = free_port()
-    error = call(colour, f"grpc://127.0.0.1:{port}", timeout=MAX_WAIT)
-    assert (error.code, error.origin, error.maybe_applied) == (StatusCode.UNAVAILABLE, "network", False)
+def test_a_socket_that_is_not_there_was_not_sent_to(colour):
     error = call(colour, "grpc:///no/such/socket", timeout=MAX_WAIT)
     assert (error.code, error.origin, error.maybe_applied) == (StatusCode.UNAVAILABLE, "network", False)
-
-
-def test_connect_without_an_answer_ends_at_the_deadline(colour):
-    with full_backlog() as port:
-        error = call(colour, f"grpc://127.0.0.1:{port}")
-    assert (error.code, error.maybe_applied) == (StatusCode.DEADLINE_EXCEEDED, False)
-
-
-@pytest.mark.parametrize("how", ["fails", "hangs"])
-def test_name_resolution(colour, monkeypatch, how):
-    released = threading.Event()
-
-    def getaddrinfo(*_args, **_kwargs):
-        if how == "hangs":
-            released.wait(2 * MAX_WAIT)
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    error = call(colour, "grpc://costs.example:1", timeout=MAX_WAIT if how == "fails" else TIMEOUT)
-    released.set()
-    assert error.code is (StatusCode.UNAVAILABLE if how == "fails" else StatusCode.DEADLINE_EXCEEDED)
-    assert error.maybe_applied is False
-
-
-def test_a_dead_address_does_not_eat_the_time_of_the_next(colour, monkeypatch):
-    with full_backlog() as dead, FaultyPeer(answering(ANSWER)) as peer:
-        infos = [
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", dead)),
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", peer.port)),
-        ]
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: infos)
-        assert call(colour, "grpc://costs.example:1", timeout=MAX_WAIT).data.id == "n"
-
-
-def test_silent_tls_ends_at_the_deadline(colour):
-    with FaultyPeer(BEHAVIOURS["silent"][0]) as peer:
-        error = call(colour, f"grpcs://127.0.0.1:{peer.port}")
-    gc.collect()
-    assert (error.code, error.maybe_applied) == (StatusCode.DEADLINE_EXCEEDED, False)
-
-
-def test_tls_to_a_server_that_speaks_none(colour):
-    with FaultyPeer(BEHAVIOURS["speaks_http1"][0]) as peer:
-        error = call(colour, f"grpcs://127.0.0.1:{peer.port}", timeout=MAX_WAIT)
-    assert (error.code, error.origin, error.maybe_applied) == (StatusCode.UNAVAILABLE, "network", False)
-
-
-def test_a_deadline_that_has_passed_sends_nothing(colour):
-    with FaultyPeer(answering(ANSWER)) as peer:
-        error = call(colour, url_of(peer), timeout=0)
-    assert (error.code, error.maybe_applied, peer.connections) == (StatusCode.DEADLINE_EXCEEDED, False, 0)
-
-
-def test_without_a_deadline_a_call_waits(colour):
-    with FaultyPeer(answering(ANSWER)) as peer:
-        assert call(colour, url_of(peer), timeout=None).data.id == "n"
 
 
 def test_frames_of_no_use_are_passed_by(colour):

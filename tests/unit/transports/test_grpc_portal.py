@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from functools import partial
 
 import pytest
 
 from llm_cost_ops.transports.grpc import portal as module
 from llm_cost_ops.transports.grpc.portal import Portal
-from tests.waiting import MAX_WAIT
+from tests.waiting import MAX_WAIT, in_threads
 
 
 @pytest.fixture
@@ -40,11 +41,7 @@ def test_each_of_many_threads_gets_its_own(portal):
         for at in range(50):
             found[number, at] = portal.run(lambda: doubled(number * 50 + at))  # noqa: B023  # it waits
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads([partial(ask, number) for number in range(16)])
     assert found == {(number, at): 2 * (number * 50 + at) for number in range(16) for at in range(50)}
     assert sum(thread.name == "test-portal" for thread in threading.enumerate()) == 1
 

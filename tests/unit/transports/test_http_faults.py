@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import socket
 import ssl
 import threading
 import time
@@ -16,8 +14,8 @@ import pytest
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
-from tests.faulty_peers import BEHAVIOURS, FaultyPeer, answer, answering, full_backlog, never_reads, silent
-from tests.ports import free_port
+from tests.faulty_peers import BEHAVIOURS, FaultyPeer, answer, answering, never_reads, silent
+from tests.network import HTTP, PUT, TIMEOUT
 from tests.tiny_service import (
     GET_NOTE,
     PUT_NOTE,
@@ -30,45 +28,8 @@ from tests.tiny_service import (
 from tests.tunnels import self_signed
 from tests.waiting import MAX_WAIT, until, until_async
 
-TIMEOUT = 0.3
 GOOD = answer("200 OK", b'{"data": {"id": "n"}}')
-PUT = PutNoteRequest(note=Note(id="n"))
-
-
-def call(colour, url, method=PUT_NOTE, request=PUT, timeout=TIMEOUT, **settings):
-    """One call in one colour; the response or the error, and the seconds over the deadline."""
-    started = time.monotonic()
-    if colour == "sync":
-        transport = HttpTransport(url, **settings)
-        try:
-            result = drive(transport.unary_unary(request, context(method, timeout)))
-        except RpcError as error:
-            result = error
-        taken = time.monotonic() - started
-        drive(transport.aclose())
-    else:
-
-        async def run():
-            started = time.monotonic()
-            transport = AsyncHttpTransport(url, **settings)
-            try:
-                result = await transport.unary_unary(request, context(method, timeout, asynchronous=True))
-            except RpcError as error:
-                result = error
-            taken = time.monotonic() - started
-            await transport.aclose()
-            return result, taken
-
-        result, taken = asyncio.run(run())
-    if timeout is not None:
-        print(f"{colour}: {taken - timeout:+.3f} s from the deadline: {result}")  # noqa: T201  # the figure is what it is about
-        assert taken < timeout + 20.0
-    return result
-
-
-@pytest.fixture(params=["sync", "async"])
-def colour(request):
-    return request.param
+call = HTTP.call
 
 
 @pytest.mark.parametrize("name", BEHAVIOURS)
@@ -111,83 +72,10 @@ def test_a_peer_that_never_reads_stops_the_write(colour):
     assert error.maybe_applied is True
 
 
-def test_refused_connection_was_not_applied(colour):
-    port = free_port()
-    error = call(colour, f"http://127.0.0.1:{port}", timeout=MAX_WAIT)
-    assert (error.code, error.origin, error.maybe_applied) == (StatusCode.UNAVAILABLE, "network", False)
-
-
-def test_connect_without_an_answer_ends_at_the_deadline(colour):
-    with full_backlog() as port:
-        error = call(colour, f"http://127.0.0.1:{port}")
-    assert (error.code, error.maybe_applied) == (StatusCode.DEADLINE_EXCEEDED, False)
-
-
-@pytest.mark.parametrize("how", ["fails", "hangs"])
-def test_name_resolution(colour, monkeypatch, how):
-    released = threading.Event()
-
-    def getaddrinfo(*_args, **_kwargs):
-        if how == "fails":
-            raise socket.gaierror(-2, "Name or service not known")
-        released.wait(2 * MAX_WAIT)
-        raise socket.gaierror(-3, "Temporary failure in name resolution")
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    since = time.monotonic()
-    error = call(colour, "http://costs.example", timeout=MAX_WAIT if how == "fails" else TIMEOUT)
-    assert time.monotonic() - since < MAX_WAIT, (
-        "nothing waits for the resolver, the end of asyncio.run included"
-    )
-    released.set()
-    assert error.code is (StatusCode.UNAVAILABLE if how == "fails" else StatusCode.DEADLINE_EXCEEDED)
-    assert error.maybe_applied is False
-
-
-def test_a_dead_address_does_not_eat_the_time_of_the_next(monkeypatch):
-    with full_backlog() as dead, FaultyPeer(answering(GOOD)) as peer:
-        infos = [
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", dead)),
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", peer.port)),
-        ]
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: infos)
-        since = time.monotonic()
-        call("async", "http://costs.example", timeout=4 * MAX_WAIT)
-        assert time.monotonic() - since < MAX_WAIT, "half of the deadline, when one was tried after the other"
-        assert peer.connections == 1
-
-
-def test_silent_tls_ends_at_the_deadline(colour):
-    with FaultyPeer(silent) as peer:
-        error = call(colour, peer.url.replace("http:", "https:"))
-    assert (error.code, error.maybe_applied) == (StatusCode.DEADLINE_EXCEEDED, False)
-
-
-def test_tls_to_a_server_that_speaks_none(colour):
-    def plain(connection):
-        connection.recv(65536)
-        connection.sendall(GOOD)
-
-    with FaultyPeer(plain) as peer:
-        error = call(colour, peer.url.replace("http:", "https:"), timeout=MAX_WAIT)
-    assert (error.code, error.origin, error.maybe_applied) == (StatusCode.UNAVAILABLE, "network", False)
-
-
-def test_a_deadline_that_has_passed_sends_nothing(colour):
-    with FaultyPeer(answering(GOOD)) as peer:
-        error = call(colour, peer.url, timeout=0)
-    assert (error.code, error.maybe_applied, peer.connections) == (StatusCode.DEADLINE_EXCEEDED, False, 0)
-
-
 def test_json_under_another_content_type_is_taken(colour):
     good = answer("200 OK", b'{"data": {"id": "n"}}', "Content-Type: text/plain")
     with FaultyPeer(answering(good)) as peer:
         assert call(colour, peer.url, timeout=MAX_WAIT) == PutNoteResponse(data=Note(id="n"))
-
-
-def test_without_a_deadline_a_call_waits(colour):
-    with FaultyPeer(answering(GOOD)) as peer:
-        assert call(colour, peer.url, timeout=None).data.id == "n"
 
 
 def test_a_server_that_closed_an_idle_connection_costs_no_call(colour):
@@ -274,61 +162,6 @@ async def test_no_descriptor_is_left_open(name, scheme):
         drive(sync_leaf.aclose())
         peer.hang_up()
         await until_async(lambda: opened() <= before)
-
-
-def test_many_threads_share_a_leaf():
-    with FaultyPeer(answering(GOOD)) as peer:
-        transport = HttpTransport(peer.url, max_connections=8)
-        results = []
-
-        def run():
-            results.extend(
-                drive(transport.unary_unary(PUT, context(PUT_NOTE, MAX_WAIT))).data.id for _ in range(20)
-            )
-
-        threads = [threading.Thread(target=run) for _ in range(12)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        drive(transport.aclose())
-    assert results == ["n"] * 240
-    assert peer.connections <= 8
-
-
-def test_two_event_loops_one_after_another_share_a_leaf():
-    with FaultyPeer(answering(GOOD)) as peer:
-        transport = AsyncHttpTransport(peer.url)
-
-        async def run():
-            await transport.unary_unary(PUT, context(PUT_NOTE, MAX_WAIT, asynchronous=True))
-            # Only this loop's connections: the transport goes on in the next.
-            await transport._pools[asyncio.get_running_loop()].connections.aclose()
-
-        asyncio.run(run())
-        asyncio.run(run())
-        gc.collect()
-    assert peer.connections == 2
-
-
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_forked_child_has_its_own_connections():
-    with FaultyPeer(answering(GOOD)) as peer:
-        transport = HttpTransport(peer.url)
-        drive(transport.unary_unary(PUT, context(PUT_NOTE, MAX_WAIT)))
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                drive(transport.unary_unary(PUT, context(PUT_NOTE, MAX_WAIT)))
-                code = 0
-            finally:
-                os._exit(code)
-        assert os.waitpid(child, 0)[1] == 0
-        drive(transport.unary_unary(PUT, context(PUT_NOTE, MAX_WAIT)))
-        drive(transport.aclose())
-    assert peer.connections == 2
-    assert len(peer.requests) == 3
 
 
 def test_a_closed_leaf_says_so():
