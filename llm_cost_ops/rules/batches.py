@@ -68,11 +68,15 @@ class BatchCheck:
 
 def _bad(request: BatchSubmitUsageRequest, now: datetime, *, keep_unknown: bool) -> dict[int, SubmitResult]:
     found: dict[int, SubmitResult] = {}
+    violations: list[Violation] = []
     for place, record in enumerate(request.records):
-        violations: list[Violation] = []
-        check_record(record, f"records[{place}]", now, violations, keep_unknown)
+        # Without the path, which takes a tenth of the time of the check, and again with it where it is bad.
+        check_record(record, "", now, violations, keep_unknown)
         if violations:
+            violations.clear()
+            check_record(record, f"records[{place}]", now, violations, keep_unknown)
             found[place] = refused(violations)
+            violations.clear()
     return found
 
 
