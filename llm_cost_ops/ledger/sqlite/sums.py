@@ -114,8 +114,12 @@ def newest(connection: sqlite3.Connection) -> Newest:
     return _REVISED if revised else _FIRST
 
 
-FOLD_EVERY = 128
-"""Rows are added to the sums by the transaction that writes the row of a number divisible by this."""
+FOLD_EVERY = 512
+"""Rows are added to the sums by the transaction that writes the row of a number divisible by this.
+
+A query adds what came since: of 20 series 0.5 ms in all, 0.3 with 128, where a record by itself takes a sixth
+more computing time, and one of a batch of 64 a quarter more.
+"""
 
 QUARTERS, DAYS, HOURS = 0, 1, 2
 """The levels of the table rollup."""

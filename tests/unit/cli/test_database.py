@@ -16,7 +16,7 @@ from unittest.mock import patch
 import pytest
 
 from llm_cost_ops.cli import main
-from llm_cost_ops.ledger.sqlite import day_sums
+from llm_cost_ops.ledger.sqlite import day_sums, sums
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.pricing.types import Priced
 from llm_cost_ops.rpc.status import RpcError, StatusCode
@@ -61,7 +61,7 @@ def test_20_backups_while_others_write(tmp_path: Path) -> None:
 
 
 def filled(path: Path) -> Path:
-    with Sync(path) as store:
+    with Sync(path) as store, patch.object(sums, "FOLD_EVERY", 100):
         store.append([entry(n * 600, idempotency_key=str(n), user_id=str(n % 3)) for n in range(300)])
         where = Filter(end=START + timedelta(minutes=20))
         again = store.reprice(where, lambda _: Priced(9, pricing()), None, 1000, dry_run=False)

@@ -15,6 +15,7 @@ from llm_cost_ops._gen.messages import CostStatus, ModalityTokens, Operation, Su
 from llm_cost_ops.ledger import encoding
 from llm_cost_ops.ledger.encoding import as_key, as_text, usage_id
 from llm_cost_ops.ledger.sqlite import append, integrity, rows
+from llm_cost_ops.ledger.sqlite.sums import FOLD_EVERY
 from llm_cost_ops.ledger.types import Entry, Filter
 from llm_cost_ops.pricing.money import UNITS
 from llm_cost_ops.rpc.ids import uuid7
@@ -74,14 +75,14 @@ def folded(store: Sync) -> int:
     return store.store._writer.open().execute("SELECT seq FROM rollup_watermark").fetchone()[0]
 
 
-def test_sums_are_brought_up_to_date_every_128_rows(store: Sync) -> None:
-    for n in range(300):
+def test_sums_are_brought_up_to_date_now_and_then(store: Sync) -> None:
+    for n in range(FOLD_EVERY + 20):
         store.append([entry(n)])
-        assert folded(store) == (n + 1) // 128 * 128
-    store.append([entry() for _ in range(80)])
-    assert folded(store) == 256
-    store.append([entry() for _ in range(10)])
-    assert folded(store) == requests(store) == 390
+        assert folded(store) == (n + 1) // FOLD_EVERY * FOLD_EVERY
+    store.append([entry() for _ in range(FOLD_EVERY - 30)])
+    assert folded(store) == FOLD_EVERY
+    store.append([entry() for _ in range(20)])
+    assert folded(store) == requests(store) == 2 * FOLD_EVERY + 10
 
 
 @pytest.mark.parametrize("fault", ["BEGIN IMMEDIATE", "COMMIT"])
@@ -95,15 +96,15 @@ def test_a_record_is_acknowledged_though_its_sums_have_to_wait(fault: str) -> No
             return super().execute(sql, *values)
 
     with Sync() as store:
-        store.append([entry() for _ in range(127)])
+        store.append([entry() for _ in range(FOLD_EVERY - 1)])
         writer = store.store._writer
         plain, writer._cursor = writer._cursor, writer._connection.cursor(Busy)
         assert statuses(store, entry(idempotency_key="k")) == [CREATED]
         writer._cursor = plain
-        assert (folded(store), requests(store)) == (0, 128)
+        assert (folded(store), requests(store)) == (0, FOLD_EVERY)
         assert statuses(store, entry(idempotency_key="k")) == [DUPLICATE]
-        store.append([entry() for _ in range(128)])
-        assert folded(store) == requests(store) == 256
+        store.append([entry() for _ in range(FOLD_EVERY)])
+        assert folded(store) == requests(store) == 2 * FOLD_EVERY
 
 
 def test_the_order_of_maps_and_repeated_tags_are_no_content(store: Sync) -> None:
@@ -261,17 +262,17 @@ def refused(store: Sync, *group_by: str) -> bool:
 def test_a_sum_that_is_too_large_is_out_of_range_when_read(store: Sync, column: str) -> None:
     """The write succeeds, whatever the sum becomes; what is refused stays refused."""
     largest = entry(input_tokens=MAX_COUNT, units=MAX_RECORD_COST * UNITS)
-    store.append([largest] * 128)
+    store.append([largest] * FOLD_EVERY)
     writer = store.store._writer.open()
-    writer.execute(f"UPDATE rollup SET {column} = ?", (MAX_SUM - 128 * 10**12,))
-    store.append([largest] * 128)
+    writer.execute(f"UPDATE rollup SET {column} = ?", (MAX_SUM - FOLD_EVERY * 10**12,))
+    store.append([largest] * FOLD_EVERY)
     assert not refused(store)
     # Above what is answered, then above what 64 bits hold.
-    store.append([largest] * 128)
+    store.append([largest] * FOLD_EVERY)
     assert refused(store, "project")
     writer.execute(f"UPDATE rollup SET {column} = ?", (2**63 - 2,))
     for _ in range(2):
-        assert {done.status for done in store.append([largest] * 128)} == {CREATED}
+        assert {done.status for done in store.append([largest] * FOLD_EVERY)} == {CREATED}
         assert refused(store)
         assert refused(store, "provider", "project")
     assert writer.execute(f"SELECT DISTINCT {column} FROM rollup").fetchall() == [(2**63 - 1,)]

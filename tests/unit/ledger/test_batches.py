@@ -16,6 +16,7 @@ from llm_cost_ops._gen.messages import CostStatus, SubmitStatus
 from llm_cost_ops.ledger import Batch
 from llm_cost_ops.ledger.encoding import usage_id
 from llm_cost_ops.ledger.sqlite import integrity
+from llm_cost_ops.ledger.sqlite.sums import FOLD_EVERY
 from llm_cost_ops.ledger.types import Appended, Entry, Filter
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
@@ -176,12 +177,13 @@ def test_rows_that_wait_for_their_sums_are_added_with_a_batch() -> None:
     with Sync() as store:
         for n in range(100):
             store.append([entry(n, units=1)])
-        store.append([entry(n, units=1) for n in range(300)])
+        store.append([entry(n, units=1) for n in range(FOLD_EVERY)])
+        count = 100 + FOLD_EVERY
         writer = store.store._writer.open()
-        assert writer.execute("SELECT seq FROM rollup_watermark").fetchone() == (400,)
+        assert writer.execute("SELECT seq FROM rollup_watermark").fetchone() == (count,)
         assert list(integrity.find_faults(writer)) == []
         [(_, _, sums)] = store.summarize(Filter(), (), None)
-        assert (sums.requests, sums.units) == (400, 400)
+        assert (sums.requests, sums.units) == (count, count)
 
 
 def test_entries_that_are_alike_share_what_a_batch_made_of_them() -> None:
