@@ -29,7 +29,7 @@ from llm_cost_ops.imports.values import (
 )
 from llm_cost_ops.normalizers import usage_from_response
 from llm_cost_ops.normalizers.record import fit_text, fit_texts, set_key
-from llm_cost_ops.rules.providers import canonical_provider
+from llm_cost_ops.rules.providers import served_by
 from llm_cost_ops.types import Operation, UsageQuality, UsageRecord
 
 __all__ = [
@@ -130,7 +130,8 @@ def observed(span: Span) -> UsageRecord:
         # The call is billed all the same.
         stated = text(attributes, "gen_ai.provider.name", "gen_ai.system", "llm.provider", "llm.system")
         model = text(attributes, "gen_ai.response.model", "gen_ai.request.model", "llm.model_name")
-        provider = canonical_provider(PROVIDERS.get(stated.lower(), stated)) or provider_of(model)
+        named = served_by(PROVIDERS.get(stated.lower(), stated), text(attributes, "server.address"))
+        provider = named or provider_of(model)
         record = UsageRecord(provider=provider, model_id=model, quality=UsageQuality.UNKNOWN)
         set_key(record, _response_id(attributes))
         _clear_unsure_key(record)

@@ -32,8 +32,9 @@ from llm_cost_ops.instrumentation.calls import (
     model_in_path,
 )
 from llm_cost_ops.instrumentation.fetched import Background, ResultLines
-from llm_cost_ops.instrumentation.providers import api_of, bedrock_model, fetched_of, provider_of
+from llm_cost_ops.instrumentation.providers import api_of, bedrock_model, fetched_of
 from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rules.providers import provider_at
 
 __all__ = ["unwrap_client", "wrap_client"]
 
@@ -183,7 +184,7 @@ class _Hook:
 
 def _provider(request: _Request, options: Options) -> str:
     """Who serves a request; "" when neither the caller, the host nor the SDK tells."""
-    return options.provider or provider_of(request.url.host) or _SDK_PROVIDERS.get(options.sdk, "")
+    return options.provider or provider_at(request.url.host) or _SDK_PROVIDERS.get(options.sdk, "")
 
 
 class _Exchange:
@@ -192,7 +193,7 @@ class _Exchange:
     def __init__(self, hook: _Hook, options: Options, request: _Request, api: str, path: str) -> None:
         self.request = request
         self._options = options
-        self._known = provider_of(request.url.host)
+        self._known = provider_at(request.url.host)
         self._provider = _provider(request, options)
         self._handed_on = False
         self._asks = False

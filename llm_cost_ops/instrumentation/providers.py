@@ -1,4 +1,4 @@
-"""What hosts and paths tell of a call: who serves it, and which API it is."""
+"""What paths tell of a call: which API it is; and what is known of providers' APIs."""
 
 from __future__ import annotations
 
@@ -11,56 +11,7 @@ __all__ = [
     "api_of",
     "bedrock_model",
     "fetched_of",
-    "provider_of",
 ]
-
-_HOSTS = {
-    "api.openai.com": "openai",
-    "api.anthropic.com": "anthropic",
-    "api.mistral.ai": "mistral",
-    "api.cohere.com": "cohere",
-    "api.cohere.ai": "cohere",
-    "api.groq.com": "groq",
-    "api.x.ai": "x-ai",
-    "api.deepseek.com": "deepseek",
-    "api.perplexity.ai": "perplexity",
-    "openrouter.ai": "openrouter",
-    "generativelanguage.googleapis.com": "google",
-    "aiplatform.googleapis.com": "google",
-    # They sell models of others at prices of their own, mostly by OpenAI's API.
-    "api.arcee.ai": "arcee",
-    "api.avian.io": "avian",
-    "api.cerebras.ai": "cerebras",
-    "api.deepinfra.com": "deepinfra",
-    "api.fireworks.ai": "fireworks",
-    "api.minimax.io": "minimax",
-    "api.moonshot.ai": "moonshotai",
-    "api.moonshot.cn": "moonshotai",
-    "api.novita.ai": "novita",
-    "api.sambanova.ai": "sambanova",
-    "api.together.ai": "together",
-    "api.together.xyz": "together",
-    "api.voyageai.com": "voyageai",
-    "api.z.ai": "zai",
-    "inference.baseten.co": "baseten",
-    "integrate.api.nvidia.com": "nvidia",
-    "open.bigmodel.cn": "zhipuai",
-    "router.huggingface.co": "huggingface",
-    # Anthropic serves it, by its own models' names and at its own prices.
-    "claude.googleapis.com": "anthropic",
-}
-_SUFFIXES = (
-    (".api.openai.com", "openai"),
-    (".mistral.ai", "mistral"),
-    (".openai.azure.com", "azure"),
-    (".services.ai.azure.com", "azure"),
-    (".cognitiveservices.azure.com", "azure"),
-    ("-aiplatform.googleapis.com", "google"),
-    (".rep.googleapis.com", "google"),
-    (".amazonaws.com", "aws"),
-    (".amazonaws.com.cn", "aws"),
-    (".api.aws", "aws"),
-)
 
 UNIQUE_IDS = frozenset({
     "anthropic", "aws", "azure", "cohere", "deepseek", "google", "groq", "mistral", "openai", "openrouter",
@@ -130,16 +81,6 @@ API_PROVIDERS = {
     "mistral.chat": "mistral",
     "mistral.ocr": "mistral",
 }
-
-
-def provider_of(host: str) -> str:
-    """Who serves a host; "" when it is not known."""
-    found = _HOSTS.get(host)
-    if found is None:
-        if host.startswith("aws-external-anthropic."):
-            return "anthropic"
-        found = next((provider for suffix, provider in _SUFFIXES if host.endswith(suffix)), "")
-    return found
 
 
 def api_of(path: str, provider: str = "") -> str:

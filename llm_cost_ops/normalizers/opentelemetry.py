@@ -19,7 +19,7 @@ from llm_cost_ops.normalizers.record import (
     set_stated,
     set_tier,
 )
-from llm_cost_ops.rules.providers import canonical_provider
+from llm_cost_ops.rules.providers import served_by
 from llm_cost_ops.rules.usage import total_tokens
 
 __all__ = ["PROVIDER"]
@@ -75,7 +75,7 @@ def read_attributes(payload: dict[str, Any], record: UsageRecord) -> None:
         record.span_id = text(context, "span_id").removeprefix("0x")
     if not record.provider:
         name = text(attributes, "gen_ai.provider.name") or text(attributes, "gen_ai.system")
-        record.provider = canonical_provider(name)
+        record.provider = served_by(name, text(attributes, "server.address"))
     record.requested_model_id = text(attributes, "gen_ai.request.model")
     set_model(record, text(attributes, "gen_ai.response.model") or record.requested_model_id)
     set_key(record, text(attributes, "gen_ai.response.id"))

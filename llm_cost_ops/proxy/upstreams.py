@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 import httpcore
 
 from llm_cost_ops.exceptions import ConfigurationError
-from llm_cost_ops.instrumentation.providers import provider_of
-from llm_cost_ops.rules.providers import canonical_provider
+from llm_cost_ops.rules.providers import canonical_provider, provider_at
 from llm_cost_ops.transports.http.client import AsyncConnectionPool
 from llm_cost_ops.transports.http.exchange import origin_of, proxy_for
 from llm_cost_ops.transports.net.tls import ssl_context
@@ -82,7 +81,7 @@ class Upstream:
         parts = urlsplit(origin)
         self.name = name
         self.host = parts.hostname or ""
-        self.provider = provider_of(self.host) or canonical_provider(name)
+        self.provider = provider_at(self.host) or canonical_provider(name)
         self.authority = parts.netloc.encode()
         self.base_path = parts.path.encode()
         port = parts.port

@@ -16,7 +16,8 @@ import pytest
 
 import llm_cost_ops
 from llm_cost_ops import ClientConfig, ConfigurationError, CostOpsClient
-from llm_cost_ops.instrumentation.providers import fetched_of, provider_of
+from llm_cost_ops.instrumentation.providers import fetched_of
+from llm_cost_ops.rules.providers import provider_at
 from llm_cost_ops.types import UsageQuality
 from tests.sdk_stub import Stub
 from tests.unit.instrumentation.matrix import only_record, records_of
@@ -268,7 +269,7 @@ def test_the_function_is_not_hidden_by_a_module() -> None:
     ],
 )
 def test_a_host_tells_who_serves_it(host: str, provider: str) -> None:
-    assert provider_of(host) == provider
+    assert provider_at(host) == provider
 
 
 @pytest.mark.parametrize(
@@ -289,7 +290,7 @@ def test_a_model_of_openai_that_others_serve_is_not_priced_as_openais(
     with client.instrument(httpx.Client(transport=transport)) as sdk:
         sdk.post(f"https://{host}/v1/chat/completions", json={**CHAT, "model": model})
     [record] = records_of(client)
-    assert (record.provider, record.model_id) == (provider_of(host), model)
+    assert (record.provider, record.model_id) == (provider_at(host), model)
     assert record.estimated_cost == (None if price is None else Decimal(price))
 
 

@@ -283,3 +283,26 @@ def test_opentelemetry_span():
     assert (record.trace_id, record.span_id) == ("ab" * 16, "cd" * 8)
     assert (record.input_tokens, record.service_tier) == (3, "flex")
     assert record.timestamp == datetime(2026, 11, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("stated", "address", "provider"),
+    [
+        ("openai", "api.cerebras.ai", "cerebras"),
+        ("openai", "API.Together.xyz", "together"),
+        ("openai", "eu.api.openai.com", "openai"),
+        ("openai", "llm.internal.example", "openai"),
+        ("openai", "mine.openai.azure.com", "azure"),
+        # Who states more than the SDK is taken at his word.
+        ("groq", "api.openai.com", "groq"),
+    ],
+)
+def test_a_span_of_openais_sdk_is_of_whom_it_called(stated: str, address: str, provider: str):
+    attributes = {
+        "gen_ai.system": stated,
+        "server.address": address,
+        "gen_ai.request.model": "gpt-oss-120b",
+        "gen_ai.usage.input_tokens": 3,
+        "gen_ai.usage.output_tokens": 1,
+    }
+    assert usage_from_response(attributes).provider == provider
