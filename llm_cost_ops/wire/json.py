@@ -399,12 +399,13 @@ def _mark(value: object) -> object:
 def builtin_value(value: object, refusal: str) -> str | int | datetime:
     """The text, integer or moment that a value of a class derived from str, int or datetime holds.
 
-    Such as a pandas.Timestamp or a numpy.str_, which msgspec does not write. For any other value it raises
-    TypeError with `refusal`, which has the name of the type in the place of {}.
+    Such as a pandas.Timestamp or a numpy.str_, which msgspec does not write. For any other value, and for a
+    bool, which comes here as a key, it raises TypeError with `refusal`, which has the name of the type in the
+    place of {}.
     """
     if isinstance(value, str):
         return str.__str__(value)
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return int(value)
     if isinstance(value, datetime):
         return datetime.combine(value.date(), value.timetz())

@@ -50,6 +50,16 @@ class OpenEnum(_Numbered, enum.Enum):
         member.known = False
         return member
 
+    # Before Python 3.11.4 Enum's own go by the name, by which a value that is not known can't be found.
+    def __reduce_ex__(self, _: object) -> tuple[type[Self], tuple[str]]:
+        return self.__class__, (self._value_,)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _: object) -> Self:
+        return self
+
     # Enum's own hash is of the name; a str must hash as str does.
     __hash__ = str.__hash__
 

@@ -408,10 +408,11 @@ class FrameWriter(Connection):
 
     def close(self) -> None:
         transport = getattr(self, "_transport", None)
-        super().close()
         if transport is not None:
-            # Closing alone waits for a peer to take what is buffered, or to end TLS: for ever, perhaps.
+            # Closing alone waits for a peer to take what is buffered, or to end TLS: for ever, perhaps. It
+            # comes after: Python 3.11.2 can't abort TLS that was lost and then closed.
             transport.abort()
+        super().close()
         self.write_ready.set()
 
     def flush(self) -> None:
