@@ -27,7 +27,7 @@ _BUSY_SECONDS = 30.0
 def database(options: argparse.Namespace) -> int:
     """The `db` command; the exit status is 1 when something is wrong with the database."""
     if options.action == "backup":
-        return _backup(_file_of(options.source), options.target)
+        return _backup(_file_of(options.source), _file_of(options.target))
     if options.action == "copy":
         from llm_cost_ops.cli.copying import copy
 

@@ -537,17 +537,23 @@ def _open_folder(folder: Path, *, sync: bool) -> int:
 
 
 def _make_folder(folder: Path, mode: int, *, sync: bool) -> None:
-    """Make a folder, and those above it that are missing; with `sync` each of their names is on disk then."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent, 0o777, sync=sync)
-    folder.mkdir(mode, exist_ok=True)
+    """Make a folder, and those above it that are missing; with `sync` all their names are on disk then.
+
+    Where a folder may not be read, or its kind of file system has no such call, its names can't be synced.
+    """
+    if not folder.is_dir():
+        _make_folder(folder.parent, 0o777, sync=sync)
+        folder.mkdir(mode, exist_ok=True)
     if sync:
-        above = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(above)
-        finally:
-            os.close(above)
+            above = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(above)
+            finally:
+                os.close(above)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EINVAL):
+                raise
 
 
 def _full(error: OSError) -> OSError:

@@ -143,7 +143,7 @@ class _Sender:
         self._core = core
         self._size = segment
         self._options = (timeout, headers, retry)
-        self._key = idempotency_key or uuid7()
+        self._key = str.__str__(idempotency_key or uuid7())
         self._progress = StreamProgress()
         chain = core.interceptors
         self._retry: Retry | None = next((each for each in chain if isinstance(each, Retry)), None)

@@ -208,11 +208,11 @@ def with_usage(content: bytes) -> bytes | None:
         return None
     try:
         fields = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+        if bytes(fields.get("stream", msgspec.Raw(b"false"))) != b"true":
+            return None
+        stated: Any = msgspec.json.decode(fields.get("stream_options", msgspec.Raw(b"null"))) or {}
     except (ValueError, RecursionError):
         return None
-    if bytes(fields.get("stream", msgspec.Raw(b"false"))) != b"true":
-        return None
-    stated: Any = msgspec.json.decode(fields.get("stream_options", msgspec.Raw(b"null"))) or {}
     if not isinstance(stated, dict) or stated.get("include_usage"):
         return None
     options = {**stated, "include_usage": True}

@@ -179,7 +179,7 @@ class ResultLines:
         self._begin = begin
         self._place = place
         self._pending = bytearray()
-        self._any = self._over = False
+        self._any = self._over = self._warned = False
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes of the file, and give them back."""
@@ -215,8 +215,9 @@ class ResultLines:
         try:
             found = decode_tolerantly(_lines, line)
         except (ValueError, RecursionError):
-            if self._any:
-                _log.warning("a line of a batch's results can't be read, and is not recorded")
+            if self._any and not self._warned:
+                self._warned = True
+                _log.warning("lines of a batch's results can't be read, and are not recorded")
             self._over = not self._any
             return
         self._any = True

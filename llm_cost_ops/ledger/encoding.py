@@ -73,7 +73,7 @@ def usage_id(organization_id: str, key: str, attempt: int = 0) -> tuple[str, byt
         made = uuid7()
         return made, bytes.fromhex(made.replace("-", "")), None
     if attempt:
-        organization_id = f"{organization_id} {attempt}"
+        organization_id += f" {attempt}"
     if len(key) > _LENGTH and (ids := NumberedIds.of(organization_id, key[:_LENGTH])) is not None:
         # As the keys in a batch: those of a call, and a number behind. Their ids lie behind each other.
         rest = key[_LENGTH:]
@@ -87,9 +87,14 @@ def usage_id(organization_id: str, key: str, attempt: int = 0) -> tuple[str, byt
         h = sha256(stored + organization_id.encode()).hexdigest()
         made = f"{key[:18]}-8{h[:3]}-{h[3:15]}"
     else:
-        h = sha256(f"{len(organization_id)} {organization_id} {key}".encode()).hexdigest()
+        h = _hash(organization_id, key).hex()
         made = f"{h[:8]}-{h[8:12]}-8{h[12:15]}-8{h[15:18]}-{h[18:30]}"
     return made, bytes.fromhex(made.replace("-", "")), stored
+
+
+def _hash(organization_id: str, key: str) -> bytes:
+    # Of their bytes: in a text, a value of a class derived from str may stand as something else.
+    return sha256(b"%d %b %b" % (len(organization_id), organization_id.encode(), key.encode())).digest()
 
 
 class NumberedIds:
@@ -98,7 +103,7 @@ class NumberedIds:
     __slots__ = ("_beginning", "_first", "_text")
 
     def __init__(self, organization_id: str, key: str) -> None:
-        h = sha256(f"{len(organization_id)} {organization_id} {key}".encode()).digest()
+        h = _hash(organization_id, key)
         self._first = int.from_bytes(h[:8], "big")
         self._text = key[:18]
         self._beginning = bytes.fromhex(key[:18].replace("-", ""))

@@ -33,7 +33,8 @@ def strict_json(data: bytes | str) -> bytes:
     """JSON as a strict decoder takes it: without a byte order mark, halves of surrogate pairs, and NaN.
 
     An answer that ends for its length may end within an emoji, of which JSON then has the first half: it
-    becomes a "?", NaN and Infinity become texts. Raises ValueError or RecursionError for what is no JSON.
+    becomes a "?". NaN and Infinity become objects: no text, so that a key which is NaN is none, and no count
+    either. Raises ValueError or RecursionError for what is no JSON.
     """
-    found = json.loads(data, parse_constant=str)
+    found = json.loads(data, parse_constant=lambda name: {name: None})
     return json.dumps(found, ensure_ascii=False).encode("utf-8", "replace")

@@ -50,7 +50,10 @@ class Runtime(Protocol):
         """Wait."""
 
     async def wait(self, future: concurrent.futures.Future[T], timeout: float | None = None) -> T:
-        """Wait for another thread's result; builtin TimeoutError when `timeout` seconds pass."""
+        """Wait for another thread's result; builtin TimeoutError when `timeout` seconds pass.
+
+        concurrent.futures.CancelledError where somebody cancelled the future.
+        """
 
     async def within(self, awaitable: Awaitable[T], timeout: float | None = None) -> T:
         """Await somebody else's code; builtin TimeoutError when `timeout` seconds pass, and it is cancelled.

@@ -54,7 +54,7 @@ class BatchCheck:
         response = BatchSubmitUsageResponse(data=BatchReceipt())
         if places:
             # Their places are others now, and so would be the keys that the service makes.
-            key = request.idempotency_key
+            key = str.__str__(request.idempotency_key)
             sent = BatchSubmitUsageRequest(
                 records=[_with_key(request.records[at], f"{key}:{at}") for at in places]
             )

@@ -62,7 +62,7 @@ def new_entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> En
     record = as_kept(sent)
     price = book.price(record, at=record.timestamp or now)
     check_record_cost(price.units, price.by.currency)
-    return Entry(record, sent.idempotency_key or key, now, price.units, price.by)
+    return Entry(record, str.__str__(sent.idempotency_key or key), now, price.units, price.by)
 
 
 def as_kept(sent: UsageRecord, provider: str = "") -> UsageRecord:
@@ -218,6 +218,7 @@ class Intake:
         if own:
             record = replace(record)
             record.idempotency_key = ""
+            own = str.__str__(own)
         kept = record if _is_as_kept(record, kind.provider) else as_kept(record, kind.provider)
         units, by = self._price(kind.plan, kept, kept.timestamp or now)
         if units is not None and units > MAX_UNITS:

@@ -108,7 +108,8 @@ class UsageService:
         self, request: BatchSubmitUsageRequest, context: CallContext
     ) -> BatchSubmitUsageResponse:
         """Record many calls; a bad record harms only itself."""
-        context.idempotency_key = key = request.idempotency_key or context.idempotency_key
+        # Numbered keys are made of it: the text that an enum of the caller's holds, not its name.
+        context.idempotency_key = key = str.__str__(request.idempotency_key or context.idempotency_key)
         if len(key) > MAX_BATCH_KEY:  # beside the request
             rule = f"of a batch must have at most {MAX_BATCH_KEY} characters, not {len(key)}"
             raise invalid_argument("idempotency_key", rule)

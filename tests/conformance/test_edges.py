@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -20,6 +21,21 @@ class Text(str):
 
 class Count(int):
     """As a member of an enum of one's own."""
+
+
+class Word(str, enum.Enum):  # noqa: UP042 - StrEnum writes itself as its value
+    """Whose str() is its name, as its hash is that of the name."""
+
+    KEY = "key"
+    GOOGLE = "google"
+    MODEL = "gemini-2.5-pro"
+    PROJECT = "project"
+    USER = "user"
+    TAG = "tag"
+
+
+class Number(int, enum.Enum):
+    SEVEN = 7
 
 
 class Moment(datetime):
@@ -165,6 +181,46 @@ async def test_values_of_derived_classes_are_what_they_hold(client: Any, organiz
         provider=Text(f"p-{organization}"), model_id=Text("m"), input_price_per_million="1"
     )
     assert (await client.privacy.erase(organization_id=organization, user_id=Text("u"))).records == 2
+
+
+async def test_enums_of_a_caller_are_what_they_hold(client: Any, organization: str) -> None:
+    tenant = enum.Enum("Tenant", {"OURS": organization}, type=str).OURS
+    fields = {
+        "organization_id": tenant,
+        "provider": Word.GOOGLE,
+        "model_id": Word.MODEL,
+        "project_id": Word.PROJECT,
+        "user_id": Word.USER,
+        "tags": [Word.TAG],
+        "labels": {Word.TAG: Word.USER},
+        "input_tokens": Number.SEVEN,
+        "output_tokens": Number.SEVEN,
+        "cached_tokens": Number.SEVEN,
+        "request_count": Number.SEVEN,
+    }
+    plain: dict[str, Any] = {
+        **{name: getattr(value, "value", value) for name, value in fields.items()},
+        "tags": ["tag"],
+        "labels": {"tag": "user"},
+    }
+    odd, usual = UsageRecord(**fields), UsageRecord(**plain)
+    assert not (await client.usage.submit(odd, idempotency_key=Word.KEY)).duplicate
+    assert (await client.usage.submit(usual, idempotency_key="key")).duplicate
+    for name, send in (("batch", client.usage.submit_batch), ("stream", client.usage.stream)):
+        own = enum.Enum("Own", {"KEY": f"key of a {name}"}, type=str).KEY
+        bad = UsageRecord(**{**plain, "input_tokens": -1})
+        # Many: a database may take them another way.
+        records = [odd] * 150
+        sent = await send([*records, bad], idempotency_key=own)
+        assert (sent.created, sent.duplicates, sent.invalid) == (150, 0, 1)
+        again = await send([usual] * 150, idempotency_key=own.value)
+        assert (again.created, again.duplicates) == (0, 150)
+    for group in ("provider", "model", "project", "user"):
+        [found] = (await client.costs.get(organization_id=tenant, group_by=group)).breakdown
+        assert found.value == {"model": "gemini-2.5-pro", "provider": "google"}.get(group, group)
+        assert (found.requests, found.input_tokens) == (301 * 7, 301 * 7)
+    [first] = (await client.usage.list(organization_id=tenant.value, page_size=1)).data
+    assert first == (await client.usage.list(organization_id=tenant, user_id=Word.USER, page_size=1)).data[0]
 
 
 async def test_a_value_that_can_not_be_compared_harms_its_own_record(client: Any, organization: str) -> None:

@@ -95,7 +95,8 @@ def row_of(
     by: Pricing,
 ) -> Row:
     """The row of a record with an id; INVALID_ARGUMENT for counts or a cost that sums can't hold."""
-    put_in, put_out = record.input_tokens or 0, record.output_tokens or 0
+    # Plain: a member of an enum of the caller's writes itself as its name.
+    put_in, put_out = int(record.input_tokens or 0), int(record.output_tokens or 0)
     if put_in > MAX_COUNT or put_out > MAX_COUNT:
         check_counts(record)
     check_cost(units, by.currency)
@@ -107,12 +108,12 @@ def row_of(
         key or None,
         ingested,
         ingested if moment is None else to_micros(moment),
-        record.request_count or 1,
+        int(record.request_count or 1),
         put_in,
         put_out,
-        record.cached_tokens,
+        int(record.cached_tokens),
         cost_text(units),
-        record.user_id or None,
+        str.__str__(record.user_id) or None,
         # A tag counts a record once, however often it has it.
         struct_text(list(dict.fromkeys(tags))) if tags else None,
         struct_text(labels) if labels else None,
@@ -122,18 +123,20 @@ def row_of(
 
 def series_of(record: UsageRecord, by: Pricing) -> tuple[str, ...]:
     """The columns of series, the name of the organization in front."""
-    return (
+    columns = (
         record.organization_id,
         record.provider,
         record.model_id,
         record.project_id,
-        str(record.operation),
+        record.operation,
         record.service_tier,
         record.processing,
         record.region,
         by.currency,
-        str(by.status),
+        by.status,
     )
+    # The texts that enums of a caller's hold, which have hashes of their own.
+    return tuple(map(str.__str__, columns))
 
 
 def cost_text(units: int | None) -> str | None:
@@ -182,7 +185,8 @@ def _copied(value: str | None) -> str:
 def _element(value: object) -> str:
     if value is None:
         return "NULL"
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    text = str.__str__(value) if isinstance(value, str) else str(value)
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def decode_record(row: Sequence[Any], units: int | None, currency: str, status: str) -> UsageRecord:

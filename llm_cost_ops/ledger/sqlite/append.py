@@ -121,7 +121,7 @@ class Interner:
 
     def _intern(self, cursor: sqlite3.Cursor, series_key: SeriesKey) -> Ids:
         by: Pricing = series_key[8]
-        organization, *series = (str(part) for part in (*series_key[:8], by.currency, by.status))
+        organization, *series = map(str.__str__, (*series_key[:8], by.currency, by.status))
         find, add = "SELECT id FROM organization WHERE name = ?", "INSERT INTO organization (name) VALUES (?)"
         org = _id(cursor, find, add, (organization,))
         pricing = (by.card_id, by.card_version, by.origin_version, ",".join(by.fallbacks), by.digest)

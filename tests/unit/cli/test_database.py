@@ -202,7 +202,7 @@ def test_a_database_may_be_named_by_its_url(tmp_path: Path, capsys: pytest.Captu
         ["status", url],
         ["check", url],
         ["migrate", url],
-        ["backup", url, str(copy)],
+        ["backup", url, f"sqlite:///{copy}"],
     ):
         assert main(["db", *action]) == 0, capsys.readouterr().err
     assert (tmp_path / "a b.db").exists()

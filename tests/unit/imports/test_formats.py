@@ -61,6 +61,17 @@ def test_a_message_that_was_cut_within_an_emoji() -> None:
         assert (record.idempotency_key, record.output_tokens) == ("anthropic:msg_01A", 500)
 
 
+def test_a_key_that_is_not_a_number_is_not_the_key_of_all_such_rows() -> None:
+    row = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 10, "output_tokens": 1}
+    content = lines({**row, "idempotency_key": float("nan")}, {**row, "user_id": float("nan")}, row)
+    first, second, third = (item.record for item in opened(content))
+    assert (first, second) == (
+        "idempotency_key: expected text, got an object",
+        "user_id: expected text, got an object",
+    )
+    assert isinstance(third, UsageRecord)
+
+
 def test_claude_code(tmp_path: Path) -> None:
     file = opened(CLAUDE)
     found = {

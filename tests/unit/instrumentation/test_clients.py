@@ -137,11 +137,14 @@ def test_an_answer_that_sdks_can_read_is_recorded(client: CostOpsClient, odd: by
     assert only_record(client, "usage").idempotency_key == "openai:resp_1"
 
 
-@pytest.mark.parametrize("odd", [*TOLERATED.values(), b"[" * 10_000 + b"]" * 10_000, b"what is no JSON"])
+@pytest.mark.parametrize(
+    "odd", [*TOLERATED.values(), b"[" * 10_000 + b"]" * 10_000, b"1e999", b'"\xff"', b"what is no JSON"]
+)
+@pytest.mark.parametrize("place", ["messages", "stream_options"])
 def test_a_stream_whose_request_can_not_be_changed_is_sent_as_it_is_and_recorded(
-    client: CostOpsClient, odd: bytes
+    client: CostOpsClient, odd: bytes, place: str
 ) -> None:
-    asked = b'{"model":"gpt-4o","stream":true,"messages":[%b]}' % odd
+    asked = b'{"model":"gpt-4o","stream":true,"%b":{"x":%b}}' % (place.encode(), odd)
     seen = []
 
     def answer(request: httpx.Request) -> httpx.Response:

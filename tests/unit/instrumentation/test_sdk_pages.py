@@ -13,7 +13,7 @@ import pytest
 
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops.client import observer
-from llm_cost_ops.instrumentation import providers
+from llm_cost_ops.rules import providers
 from llm_cost_ops.types import UsageQuality
 from tests.sdk_stub import BATCH_LINES, INPUT, OUTPUT, Stub
 

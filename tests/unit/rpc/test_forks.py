@@ -104,8 +104,12 @@ def test_a_child_does_not_wait_for_a_lock_that_a_thread_of_its_parent_held(place
     child = os.fork()
     if not child:
         signal.alarm(20)  # ends it where it hangs
-        use()
-        os._exit(0)
+        failed = 1
+        try:
+            use()
+            failed = 0
+        finally:
+            os._exit(failed)
     go_on.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
