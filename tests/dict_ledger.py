@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from enum import Enum
 from itertools import product
 
 from msgspec.structs import replace
@@ -57,6 +58,7 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.rules.cards import overlap_of
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST, check_amounts
+from llm_cost_ops.wire.open_enum import OpenEnum
 from tests.dict_rows import FIELDS, Cost, Row
 
 __all__ = ["DictLedger", "open"]
@@ -68,6 +70,13 @@ _ANY = Filter(statuses=tuple(status.value for status in CostStatus))
 def open(url: str, *, durability: str, group_commit: bool) -> DictLedger:  # noqa: A001 - each backend has it
     """An empty ledger, whatever the URL says behind dict://."""
     return DictLedger()
+
+
+def _plain(record: UsageRecord) -> UsageRecord:
+    """The record with what a caller's enums hold in their place, as a database keeps it."""
+    found = {name: getattr(record, name) for name in record.__struct_fields__}
+    odd = [name for name, each in found.items() if isinstance(each, Enum) and not isinstance(each, OpenEnum)]
+    return replace(record, **{name: found[name].value for name in odd})
 
 
 class DictLedger:
@@ -137,6 +146,7 @@ class DictLedger:
         return EntryBatch(self.append, key)
 
     def _append(self, entry: Entry) -> Appended:
+        entry = replace(entry, record=_plain(entry.record))
         organization, attempt = entry.record.organization_id, 0
         made = usage_id(organization, entry.key)[0]
         while (found := self._by_id.get((organization, made))) is not None and found.key != entry.key:

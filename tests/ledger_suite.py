@@ -8,6 +8,7 @@ class TestMyLedger(LedgerSuite):
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -88,6 +89,18 @@ def ask_everything(ledger: Sync) -> None:
     ledger.count(EVERYTHING)
 
 
+class Word(str, enum.Enum):  # noqa: UP042 - StrEnum writes itself as its value
+    """A caller's own, whose str() is its name, as its hash is that of the name."""
+
+    TENANT = "acme"
+    PROVIDER = "openai"
+    USER = "ann"
+
+
+class Number(int, enum.Enum):
+    SEVEN = 7
+
+
 class OfEachLedger:
     """The fixtures of a suite that every ledger passes."""
 
@@ -104,6 +117,25 @@ class OfEachLedger:
 
 class LedgerSuite(OfEachLedger):
     """The contract of Ledger, Sums and KeyStore."""
+
+    @pytest.mark.parametrize("count", [1, 150])
+    def test_enums_are_the_texts_and_numbers_that_they_hold(self, ledger: Sync, count: int) -> None:
+        odd = {
+            "organization_id": Word.TENANT,
+            "provider": Word.PROVIDER,
+            "project_id": Word.TENANT,
+            "user_id": Word.USER,
+            "input_tokens": Number.SEVEN,
+            "cached_tokens": Number.SEVEN,
+            "request_count": Number.SEVEN,
+        }
+        usual = {name: value.value for name, value in odd.items()}
+        for fields, expected in ((odd, CREATED), (usual, DUPLICATE)):
+            sent = [entry(idempotency_key=f"k{number}", **fields) for number in range(count)]
+            assert statuses(ledger, *sent) == [expected] * count
+        assert sums(ledger, ("provider", "project", "user"), Filter(user_ids=(Word.USER,))) == [
+            ("openai", "acme", "ann", 7 * count, 7 * count, 1_500_000_000 * count)
+        ]
 
     def test_a_key_counts_once_in_its_organization(self, ledger: Sync) -> None:
         first, again = entry(idempotency_key="k"), entry(idempotency_key="k")
