@@ -60,6 +60,26 @@ def test_the_names_of_new_folders_are_on_disk_before_a_record_is(
     synced.clear()
     Spool(tmp_path / "c", durability="process").close()
     assert not synced
+    # It may have been made by somebody who did not sync its name.
+    Spool(tmp_path / "c", durability="disk").close()
+    assert tmp_path.stat().st_ino in synced
+
+
+def test_a_spool_below_a_folder_that_can_not_be_read_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def opened(path: Any, *arguments: Any, **options: Any) -> int:
+        if path == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", opened)
+    spool = Spool(tmp_path / "spool", durability="disk")
+    spool.append(b"{}")
+    assert spool.status().records == 1
+    spool.close()
 
 
 def test_a_failed_fsync_is_told_to_all_who_wait_for_it_and_the_records_are_kept_once(
