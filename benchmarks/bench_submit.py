@@ -31,9 +31,8 @@ from llm_cost_ops.interceptors.retry import Retry
 from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.ledger.sqlite.connection import Database
 from llm_cost_ops.ledger.sqlite.rows import prepare
-from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.rpc.context import CallContext, Metadata, drive, uuid7
+from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.rules.requests import CHECKS
 from llm_cost_ops.service import open_service
 from llm_cost_ops.service.intake import new_entry

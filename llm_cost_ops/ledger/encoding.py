@@ -20,7 +20,7 @@ import msgspec
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, UsageRecord
 from llm_cost_ops.ledger.types import ApiKey
 from llm_cost_ops.pricing.money import UNITS
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_arguments
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
 from llm_cost_ops.rules.usage import known_total

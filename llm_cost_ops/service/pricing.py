@@ -25,8 +25,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.catalog.load import CardEntry, Catalog, load_catalog
 from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.pricing.money import plain
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import CallContext, uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 from llm_cost_ops.rules.cards import PRICE_FIELDS
 from llm_cost_ops.rules.providers import canonical_provider

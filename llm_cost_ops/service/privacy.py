@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from llm_cost_ops._gen.messages import EraseUserRequest, EraseUserResponse, Erasure
 from llm_cost_ops.ledger import Ledger, Position
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import CallContext, uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service.access.tenancy import actor_of
 from llm_cost_ops.service.pages import meta_of

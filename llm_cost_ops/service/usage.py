@@ -36,8 +36,7 @@ from llm_cost_ops.ledger.encoding import to_micros, usage_id
 from llm_cost_ops.ledger.retention import removed_error
 from llm_cost_ops.ledger.types import Appended, Filter
 from llm_cost_ops.pricing.money import to_units
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.runtime import utc_now
+from llm_cost_ops.rpc.context import CallContext, utc_now
 from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 from llm_cost_ops.rules.batches import counted, refused
