@@ -20,7 +20,7 @@ from llm_cost_ops._gen.messages import PriceTier, Rate, RateCard, UsageRecord
 from llm_cost_ops.pricing.calculator import calculate_cost, cost_of
 from llm_cost_ops.pricing.compiled import compile_card
 from llm_cost_ops.pricing.pricebook import PriceBook
-from llm_cost_ops.rules.usage import check_usage
+from llm_cost_ops.rules.requests import check_usage
 
 AT = datetime(2026, 5, 1, 12, tzinfo=UTC)
 MODEL = "claude-sonnet-4-5"

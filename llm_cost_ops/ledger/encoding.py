@@ -23,7 +23,7 @@ from llm_cost_ops.pricing.money import UNITS
 from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_arguments
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
-from llm_cost_ops.rules.usage import known_total
+from llm_cost_ops.rules.requests import known_total
 from llm_cost_ops.wire.decimals import WireDecimal
 from llm_cost_ops.wire.json import builtin_value, decoder_of
 from llm_cost_ops.wire.unknown import Unknown

@@ -28,7 +28,7 @@ from llm_cost_ops.pricing.compiled import (
 from llm_cost_ops.pricing.money import from_units, thousandths, to_units, whole
 from llm_cost_ops.rules.meters import INPUT_METERS, OUTPUT_METERS
 from llm_cost_ops.rules.providers import canonical_provider
-from llm_cost_ops.rules.usage import total_tokens, usage_error
+from llm_cost_ops.rules.requests import total_tokens, usage_error
 
 __all__ = ["CALCULATOR_VERSION", "calculate_cost", "cost_of", "is_reported", "reported_cost"]
 

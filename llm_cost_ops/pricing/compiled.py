@@ -25,7 +25,7 @@ from llm_cost_ops.pricing.meters import (
 from llm_cost_ops.pricing.money import UNITS, divide_half_even, plain, product, ratio_of
 from llm_cost_ops.rules.cards import card_error
 from llm_cost_ops.rules.meters import PLAIN_METERS, TOKEN_METERS
-from llm_cost_ops.rules.usage import states_no_count, total_tokens, usage_error
+from llm_cost_ops.rules.requests import states_no_count, total_tokens, usage_error
 
 __all__ = [
     "Charge",

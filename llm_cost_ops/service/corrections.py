@@ -17,8 +17,7 @@ from llm_cost_ops.ledger.types import Recorded, Revised, Revision
 from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, violations_text
-from llm_cost_ops.rules.requests import check_record, corrected
-from llm_cost_ops.rules.usage import states_no_count
+from llm_cost_ops.rules.requests import check_record, corrected, states_no_count
 from llm_cost_ops.service.access.tenancy import actor_of, organization_of
 from llm_cost_ops.service.intake import as_kept, check_record_cost
 from llm_cost_ops.service.prices import Prices

@@ -29,8 +29,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_arg
 from llm_cost_ops.rules.batches import refused
 from llm_cost_ops.rules.limits import MAX_RECORD_COST
 from llm_cost_ops.rules.providers import canonical_provider
-from llm_cost_ops.rules.requests import check_record, keeps_unknown
-from llm_cost_ops.rules.usage import CLOCK_SKEW, known_total
+from llm_cost_ops.rules.requests import CLOCK_SKEW, check_record, keeps_unknown, known_total
 from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
 
 __all__ = [

@@ -41,8 +41,7 @@ from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 from llm_cost_ops.rules.batches import counted, refused
 from llm_cost_ops.rules.chunks import chunks_of
-from llm_cost_ops.rules.requests import MAX_BATCH_KEY
-from llm_cost_ops.rules.usage import CLOCK_SKEW, is_ahead
+from llm_cost_ops.rules.requests import CLOCK_SKEW, MAX_BATCH_KEY, is_ahead
 from llm_cost_ops.service import corrections
 from llm_cost_ops.service.intake import CONFLICTING, Intake, as_kept, in_utc, new_entry, receipt_of, result_of
 from llm_cost_ops.service.pages import Page, filter_of, meta_of

@@ -27,7 +27,7 @@ from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
 from llm_cost_ops.pricing.meters import RATE_FALLBACKS
 from llm_cost_ops.pricing.money import to_units
 from llm_cost_ops.rules.meters import INPUT_METERS, OUTPUT_METERS, PLAIN_METERS, TOKEN_METERS
-from llm_cost_ops.rules.usage import check_usage
+from llm_cost_ops.rules.requests import check_usage
 from tests.metered import split_meters
 
 UNIT_METERS = ("REQUESTS", "WEB_SEARCHES", "PAGES", "ANNOTATED_PAGES", "AUDIO_SECONDS", "SEARCH_UNITS")

@@ -60,7 +60,7 @@ def filled(url: str = "sqlite://") -> Ledger:
     service = Service(ledger)
     write = CallContext(BATCH_SUBMIT_USAGE, SyncRuntime(), Metadata(), None)
     request = BatchSubmitUsageRequest(records=usage(datetime.now(UTC)))
-    results = drive(service.handler.unary_unary(request, write)).data
+    results = drive(service.handler.answers[BATCH_SUBMIT_USAGE.path](request, write)).data
     assert results.created == len(request.records), results
     return ledger
 

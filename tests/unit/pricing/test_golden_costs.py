@@ -16,7 +16,7 @@ from llm_cost_ops.pricing.compiled import compile_card
 from llm_cost_ops.pricing.money import to_units
 from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.status import Violation
-from llm_cost_ops.rules.usage import check_usage
+from llm_cost_ops.rules.requests import check_usage
 from tests.unit.pricing.cards import card_of, record_of
 
 CASES: list[dict[str, Any]] = json.loads(
