@@ -14,23 +14,23 @@ from typing import Any
 
 import msgspec
 
-from llm_cost_ops._gen.codecs import CORRECT_USAGE_REQUEST, CREATE_PRICE_REQUEST, USAGE_RECORD
+from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest,
     CorrectUsageRequest,
+    CostStatus,
     CreatePriceRequest,
     EstimateCostRequest,
     ModalityTokens,
     Rate,
     SubmitUsageRequest,
+    UsageQuality,
     UsageRecord,
 )
-from llm_cost_ops._gen.methods import (
-    BATCH_SUBMIT_USAGE,
-    CORRECT_USAGE,
-    CREATE_PRICE,
-    ESTIMATE_COST,
-    SUBMIT_USAGE,
+from llm_cost_ops._gen.validators import (
+    validate_correct_usage_request,
+    validate_create_price_request,
+    validate_usage_record,
 )
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.rpc.context import CallContext, Metadata
@@ -39,6 +39,7 @@ from llm_cost_ops.rpc.status import RpcError, Violation, invalid_arguments, viol
 from llm_cost_ops.rules.cards import PRICE_FIELDS, check_card
 from llm_cost_ops.rules.currencies import is_currency
 from llm_cost_ops.rules.meters import METER_NAME, TOKEN_METERS
+from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.times import instant
 from llm_cost_ops.wire.errors import DecodeError
 from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
@@ -51,10 +52,13 @@ __all__ = [
     "SERVICE_CHECKS",
     "Check",
     "Validation",
+    "as_kept",
     "check_record",
     "check_usage",
     "corrected",
+    "in_utc",
     "is_ahead",
+    "is_as_kept",
     "keeps_unknown",
     "known_total",
     "states_no_count",
@@ -69,6 +73,7 @@ MAX_BATCH_KEY = 250
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 _LATEST = datetime.max.replace(tzinfo=UTC)
 CLOCK_SKEW = timedelta(minutes=5)
+_NO_STATUS = CostStatus.UNSPECIFIED
 METADATA_BYTES = 16 * 1024
 METADATA_KEYS = 64
 
@@ -87,7 +92,7 @@ Check = Callable[[Any, datetime, list[Violation], bool], None]
 class Validation:
     """Runs a request's rules. It stands in a client's chain, and in a server's.
 
-    `checks` maps a method's path to the check that takes the place of the generated rules: it gets
+    `checks` maps a request's type to the check that takes the place of the generated rules: it gets
     the request, the time now in UTC, the list to add violations to, and whether unknown fields are
     kept. The requests of a stream are checked by who answers them, one by one. A client names the
     function that makes its `public_error`.
@@ -95,7 +100,7 @@ class Validation:
 
     def __init__(
         self,
-        checks: Mapping[str, Check],
+        checks: Mapping[type, Check],
         *,
         origin: str,
         public_error: Callable[[RpcError], Exception] | None = None,
@@ -123,7 +128,7 @@ class Validation:
         keep_unknown = keeps_unknown(context.metadata)
         if request.unknown_ and not keep_unknown:
             refuse_unknown(request, "", violations, nested=False)
-        check = self._checks.get(context.method.path)
+        check = self._checks.get(type(request))
         if check is not None:
             check(request, context.now(), violations, keep_unknown)
         else:
@@ -158,7 +163,7 @@ def check_record(
     modality = record.modality
     if not keep_unknown and (unknown or (type(modality) is ModalityTokens and modality.unknown_)):
         refuse_unknown(record, path, violations)
-    USAGE_RECORD.validate(record, path, violations)
+    validate_usage_record(record, path, violations)
     check_usage(record, path, violations, now=now)
 
 
@@ -347,6 +352,56 @@ def known_total(record: UsageRecord) -> int | None:
     return total_tokens(record)
 
 
+def as_kept(sent: UsageRecord, provider: str = "") -> UsageRecord:
+    """The record as a ledger keeps it. `provider` is its canonical one, where that is known."""
+    kept = msgspec.structs.replace(sent)  # in half the time of copy.copy
+    # What the caller put into fields that are for output only is dropped. Most records have none of it, and
+    # to look takes less time than to write.
+    if kept.id:
+        kept.id = ""
+    if kept.idempotency_key:
+        kept.idempotency_key = ""
+    if kept.ingested_at is not None:
+        kept.ingested_at = None
+    if kept.estimated_cost is not None:
+        kept.estimated_cost = None
+    if kept.currency:
+        kept.currency = ""
+    if kept.cost_status is not _NO_STATUS:
+        kept.cost_status = _NO_STATUS
+    canonical = provider or canonical_provider(kept.provider)
+    if kept.provider != canonical:
+        kept.provider = canonical
+    kept.total_tokens = known_total(kept)
+    if kept.total_tokens is None and not kept.meters:
+        kept.quality = UsageQuality.UNKNOWN
+    moment = kept.timestamp
+    if moment is not None and moment.tzinfo is not UTC:
+        kept.timestamp = in_utc(moment)
+    return kept
+
+
+def is_as_kept(sent: UsageRecord, provider: str) -> bool:
+    """Whether a checked record is as it is kept already, but for its total; mostly it is."""
+    moment = sent.timestamp
+    return (
+        (sent.input_tokens is not None or sent.output_tokens is not None)
+        and sent.provider == provider
+        and (moment is None or moment.tzinfo is UTC)
+        and not (sent.id or sent.idempotency_key or sent.currency)
+        and sent.ingested_at is None
+        and sent.estimated_cost is None
+        and sent.cost_status is _NO_STATUS
+    )
+
+
+def in_utc(moment: datetime) -> datetime:
+    """The same moment in UTC, which is also the zone of a naive one."""
+    if moment.tzinfo is UTC:
+        return moment
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
 def usage_error(record: UsageRecord) -> ValidationError:
     """The error for a record whose counts contradict each other or are no counts at all."""
     violations: list[Violation] = []
@@ -420,7 +475,7 @@ def _create_price(
         for index, rate in enumerate(request.rates if type(request.rates) is list else ()):
             if isinstance(rate, Rate):
                 refuse_unknown(rate, f"rates[{index}]", violations)
-    CREATE_PRICE_REQUEST.validate(request, "", violations)
+    validate_create_price_request(request, "", violations)
     if not request.rates and all(getattr(request, field) is None for field, _, _ in PRICE_FIELDS):
         fields = " or ".join(field for field, _, _ in PRICE_FIELDS)
         violations.append(Violation("rates", f"must hold a price, unless {fields} is given"))
@@ -456,7 +511,7 @@ def _correct(
     violations: list[Violation],
     _keep_unknown: bool,
 ) -> None:
-    CORRECT_USAGE_REQUEST.validate(request, "", violations)
+    validate_correct_usage_request(request, "", violations)
     if violations or request.changes is None:
         return
     known = [info.encode_name for info in msgspec.structs.fields(UsageRecord) if info.name != "unknown_"]
@@ -492,13 +547,13 @@ def corrected(record: UsageRecord, changes: Mapping[str, object]) -> UsageRecord
     return USAGE_RECORD.decode_json(msgspec.json.encode(fields))
 
 
-CHECKS: dict[str, Check] = {
-    CORRECT_USAGE.path: _correct,
-    SUBMIT_USAGE.path: _submit,
-    BATCH_SUBMIT_USAGE.path: _batch,
-    CREATE_PRICE.path: _create_price,
-    ESTIMATE_COST.path: _estimate,
+CHECKS: dict[type, Check] = {
+    CorrectUsageRequest: _correct,
+    SubmitUsageRequest: _submit,
+    BatchSubmitUsageRequest: _batch,
+    CreatePriceRequest: _create_price,
+    EstimateCostRequest: _estimate,
 }
 
-SERVICE_CHECKS: dict[str, Check] = {**CHECKS, SUBMIT_USAGE.path: _submit_at_any_time}
+SERVICE_CHECKS: dict[type, Check] = {**CHECKS, SubmitUsageRequest: _submit_at_any_time}
 """As the service checks them: it looks for a duplicate before it compares a timestamp with its own clock."""

@@ -21,8 +21,8 @@ import pytest
 
 from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.ledger.sqlite import SqliteLedger
-from llm_cost_ops.ledger.sqlite.append import AppendOne
 from llm_cost_ops.ledger.sqlite.connection import FifoLock
+from llm_cost_ops.ledger.sqlite.ledger import AppendOne
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime
