@@ -38,8 +38,7 @@ from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.postgres import sums
 from llm_cost_ops.ledger.postgres.rows import prepare
 from llm_cost_ops.pricing.types import Pricing
-from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive, uuid7
 from tests.postgres_server import PostgresServer
 from tests.unit.ledger.making import context
 

@@ -16,7 +16,7 @@ from llm_cost_ops.exceptions import ConfigurationError, CostOpsError, error_from
 from llm_cost_ops.ledger.sqlite import path_of, schema
 from llm_cost_ops.ledger.sqlite.errors import rpc_error
 from llm_cost_ops.ledger.sqlite.integrity import find_faults
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError
 
 __all__ = ["database"]

@@ -29,8 +29,8 @@ from llm_cost_ops.client.submitting import Connection, invalid, reason_of, submi
 from llm_cost_ops.config import RecorderConfig
 from llm_cost_ops.exceptions import RecorderFullError
 from llm_cost_ops.rpc.backoff import Backoff
+from llm_cost_ops.rpc.context import uuid7_series
 from llm_cost_ops.rpc.forks import forget_in_children, quiesce_for_forks
-from llm_cost_ops.rpc.ids import uuid7_series
 from llm_cost_ops.wire.errors import EncodeError
 
 __all__ = [

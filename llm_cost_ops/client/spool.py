@@ -28,8 +28,8 @@ from zlib import crc32
 
 import msgspec
 
+from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.rpc.forks import forget_in_children, quiesce_for_forks
-from llm_cost_ops.rpc.ids import uuid7
 
 __all__ = [
     "MAX_FRAME_BYTES",
