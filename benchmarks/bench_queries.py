@@ -24,8 +24,8 @@ from llm_cost_ops._gen.messages import Rate, RateCard, UsageRecord
 from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.ledger.types import Entry, Filter
 from llm_cost_ops.pricing.pricebook import PriceBook
-from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.rpc.context import CallContext, Metadata, drive
+from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.rules.times import buckets_between, parse_interval
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -17,7 +17,7 @@ from llm_cost_ops.config import without_password
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.imports import Item, UsageFile, assignments, delimiter_of
 from llm_cost_ops.pricing.money import from_units, to_units
-from llm_cost_ops.rules.usage import total_tokens
+from llm_cost_ops.rules.requests import total_tokens
 from llm_cost_ops.types import SubmitResult, SubmitStatus, UsageReceipt, UsageRecord
 
 __all__ = ["Import", "import_file", "quickstart"]

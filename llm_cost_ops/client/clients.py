@@ -218,9 +218,12 @@ class _Client:
 
         Raises TypeError for a client that can't be instrumented.
         """
-        from llm_cost_ops.client.observing import observe
+        from llm_cost_ops.client.observing import options_for
+        from llm_cost_ops.instrumentation.hooks import instrument
 
-        observe(self._recording, sdk_client, provider, stream_usage, attribution, self.config.recording_proxy)
+        proxy = self.config.recording_proxy
+        options = options_for(sdk_client, self._recording, provider, stream_usage, attribution, proxy)
+        instrument(sdk_client, options)
         return sdk_client
 
     def uninstrument(self, sdk_client: object) -> None:

@@ -33,7 +33,7 @@ from llm_cost_ops.instrumentation.calls import (
 )
 from llm_cost_ops.instrumentation.fetched import Background, ResultLines
 from llm_cost_ops.instrumentation.providers import api_of, bedrock_model, fetched_of
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.rules.providers import provider_at
 
 __all__ = ["unwrap_client", "wrap_client"]

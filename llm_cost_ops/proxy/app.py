@@ -10,8 +10,7 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote
 
 from llm_cost_ops.client.attribution import Attributes
-from llm_cost_ops.instrumentation import Options, Sink
-from llm_cost_ops.instrumentation.calls import Call, model_in_path
+from llm_cost_ops.instrumentation.calls import Call, Options, Sink, model_in_path
 from llm_cost_ops.instrumentation.providers import api_of, bedrock_model
 from llm_cost_ops.proxy.attribution import stated_of, trace_of
 from llm_cost_ops.proxy.callers import Callers

@@ -18,9 +18,8 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import grpc.aio
 
-from llm_cost_ops.rpc.context import CallContext, Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata, uuid7
 from llm_cost_ops.rpc.handler import ServiceHandler
-from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.method import Cardinality, MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.slices import Slices
@@ -249,7 +248,7 @@ class _Method:
         self._admission = admission
         self._in_flight = in_flight
         self._method = method
-        self._handler = handler
+        self._answer = handler.answers[method.path]
         self._limits = limits
         self._runtime = runtime
 
@@ -258,7 +257,7 @@ class _Method:
 
         async def answer(context: CallContext) -> bytes:
             async with self._in_time(context):
-                response = await self._handler.unary_unary(await self._request(data), context)
+                response = await self._answer(await self._request(data), context)
                 if is_long_answer(self._method, response, _MAX_INLINE_RECEIPTS):
                     encoded = await self._runtime.offload(self._method.response.encode, response)
                 else:
@@ -280,9 +279,9 @@ class _Method:
         async def answer(context: CallContext) -> None:
             if self._method.cardinality is Cardinality.UNARY_STREAM:
                 traffic.received = len(incoming)
-                stream = self._handler.unary_stream(await self._request(incoming), context)
+                stream = self._answer(await self._request(incoming), context)
             else:
-                stream = self._handler.stream_stream(self._requests(incoming, traffic), context)
+                stream = self._answer(self._requests(incoming, traffic), context)
             async with self._in_time(context), aclosing(stream) as responses:
                 async for response in responses:
                     data = self._method.response.encode(response)

@@ -9,6 +9,7 @@ from llm_cost_ops._gen.messages import (
     ApplyRetentionResponse,
     ListRetentionRequest,
     ListRetentionResponse,
+    ResponseMeta,
     RetentionPolicy,
     RetentionReport,
     SetRetentionRequest,
@@ -19,7 +20,6 @@ from llm_cost_ops.ledger.retention import cutoff_of
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service.access.tenancy import actor_of
-from llm_cost_ops.service.pages import meta_of
 
 __all__ = ["RetentionService", "apply_retention", "removed_before", "unknown_record"]
 
@@ -35,7 +35,7 @@ class RetentionService:
         name = request.organization_id
         await self._ledger.set_retention(name, request.days, context, actor=actor_of(context))
         [kept] = await _retentions(self._ledger, [name], context)
-        return SetRetentionResponse(data=_policy(kept), meta=meta_of(context))
+        return SetRetentionResponse(data=_policy(kept), meta=ResponseMeta(request_id=context.request_id))
 
     async def list_retention(
         self, request: ListRetentionRequest, context: CallContext
@@ -43,7 +43,7 @@ class RetentionService:
         """List what holds."""
         found = await _retentions(self._ledger, request.organization_id, context)
         report = RetentionReport(as_of=context.now(), policies=[_policy(each) for each in found])
-        return ListRetentionResponse(data=report, meta=meta_of(context))
+        return ListRetentionResponse(data=report, meta=ResponseMeta(request_id=context.request_id))
 
     async def apply_retention(
         self, request: ApplyRetentionRequest, context: CallContext
@@ -53,7 +53,7 @@ class RetentionService:
             self._ledger, request.organization_id, context, dry_run=request.dry_run, actor=actor_of(context)
         )
         report = RetentionReport(as_of=context.now(), policies=done)
-        return ApplyRetentionResponse(data=report, meta=meta_of(context))
+        return ApplyRetentionResponse(data=report, meta=ResponseMeta(request_id=context.request_id))
 
 
 async def apply_retention(

@@ -13,7 +13,6 @@ from functools import partial
 from typing import TypeVar
 
 from llm_cost_ops.ledger.sqlite import integrity, schema
-from llm_cost_ops.ledger.sqlite.append import Interner
 from llm_cost_ops.ledger.sqlite.errors import (
     StorageError,
     busy_error,
@@ -31,6 +30,7 @@ from llm_cost_ops.ledger.sqlite.files import (
     is_refused,
 )
 from llm_cost_ops.ledger.sqlite.queue import QueuedError, WriteQueue
+from llm_cost_ops.ledger.sqlite.rows import Interner
 from llm_cost_ops.ledger.sqlite.sums import TEMPORARY
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode

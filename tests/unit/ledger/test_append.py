@@ -18,7 +18,7 @@ from llm_cost_ops.ledger.sqlite import append, integrity, rows
 from llm_cost_ops.ledger.sqlite.sums import FOLD_EVERY
 from llm_cost_ops.ledger.types import Entry, Filter
 from llm_cost_ops.pricing.money import UNITS
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST, MAX_SUM
 from llm_cost_ops.wire.unknown import Unknown
@@ -367,7 +367,7 @@ def test_a_failed_transaction_leaves_no_ids_behind(store: Sync) -> None:
         interner.ids(cursor, ("new", *[""] * 7, pricing()))
         fail(cursor, interner)
 
-    from llm_cost_ops.rpc.runtime import drive
+    from llm_cost_ops.rpc.context import drive
     from tests.unit.ledger.making import context
 
     with pytest.raises(RuntimeError, match="boom"):

@@ -14,11 +14,12 @@ import pytest
 
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger import Entry, Filter, open_ledger
-from llm_cost_ops.ledger.postgres import database, writing
+from llm_cost_ops.ledger.postgres import writing
 from llm_cost_ops.ledger.postgres.append import PostgresBatch
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.rows import prepare
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.ledger.postgres.url import database
+from llm_cost_ops.rpc.context import drive
 from tests.ledger_suite import card, revise
 from tests.unit.ledger.making import START, Sync, context, entry, pricing
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RESPONSE_TOO_LARGE, RpcError, StatusCode
 from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
 from tests.faulty_peers import BEHAVIOURS, FaultyPeer, answer, answering, never_reads, silent
