@@ -101,6 +101,14 @@ def main() -> None:
             held.set()
             spooled.close()
             held.clear()
+        # Port 9 answers nobody: the records stay in the spool.
+        into = RecorderConfig(spool=f"{folder}/client", shutdown_timeout=0)
+        own = ClientConfig(base_url="http://127.0.0.1:9", organization_id="acme", recorder=into)
+        with CostOpsClient(config=own) as client:
+            usage, fields = client.usage, {**FIELDS}
+            del fields["organization_id"]
+            name = "client.usage.record() into a spool"
+            best(name, lambda: usage.record(**fields), lambda: None, count, baseline)
     config = ClientConfig(base_url="sqlite://", recorder=RecorderConfig(max_records=10 * count))
     with CostOpsClient(config=config) as client:
         usage = client.usage

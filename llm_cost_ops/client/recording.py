@@ -106,6 +106,8 @@ class Recording:
         """The record that `submit` would send for the same arguments."""
         if callable(record):
             return self._attribution.in_force(inner).of(record())
+        if record is None and _PLAIN.issuperset(fields):
+            return self._attribution.in_force(inner).of(UsageRecord(**fields))
         arguments = fields
         if not _PER_CALL.isdisjoint(fields):
             arguments = {name: value for name, value in fields.items() if name not in _PER_CALL}
@@ -121,6 +123,12 @@ class Recording:
 
 
 _PER_CALL = frozenset(("timeout", "headers", "retry", "idempotency_key"))
+# The arguments that `submit` takes as they are, by their types: others may be texts of what the field holds.
+_PLAIN = frozenset(
+    name
+    for name, kind in UsageResource.submit.__annotations__.items()
+    if kind in ("str", "int", "int | None", "bool") and name not in _PER_CALL
+)
 
 
 class _Given:

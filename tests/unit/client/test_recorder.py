@@ -30,9 +30,13 @@ from llm_cost_ops import (
     UsageRecord,
     ValidationError,
 )
+from llm_cost_ops._gen.messages import SubmitUsageRequest
+from llm_cost_ops._gen.resources import UsageResource
+from llm_cost_ops.client.attribution import Attributes, Attribution
 from llm_cost_ops.client.observer import Observer
 from llm_cost_ops.client.recordable import as_it_is, as_they_are
 from llm_cost_ops.client.recorder import MAX_BATCH_RECORDS, Recorder, _moment
+from llm_cost_ops.client.recording import Recording
 from llm_cost_ops.client.spool import Spool, SpoolBatch
 from llm_cost_ops.exceptions import AuthenticationError, NetworkError
 from llm_cost_ops.rpc.backoff import Backoff
@@ -447,6 +451,42 @@ def test_a_record_of_wrong_types_harms_only_itself(
         report = client.flush(MAX_WAIT)
     assert (report.delivered, report.rejected_count, report.recorded) == (1, 1, 2)
     assert report.rejected[0].reason.startswith(reason)
+
+
+TEXTS, COUNTS = st.sampled_from(["", "a", None, 7]), st.sampled_from([0, 3, None, "3", 1.5, False])
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional=dict.fromkeys(("organization_id", "provider", "user_id", "region", "idempotency_key"), TEXTS)
+        | dict.fromkeys(("input_tokens", "cached_tokens", "request_count", "latency_ms"), COUNTS)
+        | {
+            "observation": st.sampled_from([True, False, 1]),
+            "timestamp": st.sampled_from(["2026-01-31", "2026-01-31T10:00:00Z", "soon"]),
+            "outcome": st.sampled_from(["error", "of no kind"]),
+            "reported_cost": st.sampled_from(["0.5", 2, "much"]),
+            "tags": st.sampled_from(["one", ("a", "b"), None]),
+            "labels": st.sampled_from([None, {"a": "b"}]),
+            "timeout": st.just(1.0),
+        },
+    )
+)
+def test_a_record_is_made_of_its_arguments_as_submit_makes_it(fields: dict[str, Any]) -> None:
+    sent: list[UsageRecord] = []
+
+    class Sent:
+        def unary_unary(self, _method: object, request: SubmitUsageRequest, *_: object) -> None:
+            assert request.usage is not None
+            sent.append(request.usage)
+
+    channel: Any = Sent()
+    UsageResource(channel).submit(**fields)
+    [expected] = sent
+    if "idempotency_key" in fields:
+        expected.idempotency_key = fields["idempotency_key"]
+    recording = Recording(RecorderConfig(), Attribution(Attributes()), Ledger)
+    assert repr(recording._build(None, fields, Attributes())) == repr(expected)
 
 
 def test_a_record_counts_as_it_was_when_it_was_recorded() -> None:
