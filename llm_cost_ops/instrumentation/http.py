@@ -40,7 +40,7 @@ __all__ = ["unwrap_client", "wrap_client"]
 
 _log = logging.getLogger("llm_cost_ops.instrumentation")
 
-_SDK_PROVIDERS = {"cohere": "cohere", "google": "google", "mistralai": "mistral"}
+_SDK_PROVIDERS = {"cohere": "cohere", "google": "google", "mistralai": "mistral", "ollama": "ollama"}
 _BACKGROUND_APIS = ("google.interactions", "openai.responses")
 
 

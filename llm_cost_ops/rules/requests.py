@@ -132,7 +132,7 @@ class Validation:
         if check is not None:
             check(request, context, violations, keep_unknown)
         else:
-            context.method.request.validate(request, "", violations)
+            context.method.validate(request, "", violations)
         if violations:
             error = invalid_arguments(violations, origin=self._origin)
             raise error if self._public_error is None else self._public_error(error)
