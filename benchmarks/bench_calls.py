@@ -29,8 +29,8 @@ from llm_cost_ops.interceptors.metrics import CallMetrics
 from llm_cost_ops.interceptors.rate_limit import RateLimit
 from llm_cost_ops.interceptors.retry import Retry
 from llm_cost_ops.rpc.channel import AsyncChannel, Channel
-from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime, drive
+from llm_cost_ops.rpc.context import CallContext, Metadata, drive
+from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime
 
 CALLS = 2_000
 ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 60

@@ -26,8 +26,8 @@ from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops._gen.methods import LIST_USAGE
 from llm_cost_ops.ledger import Entry, Ledger, open_ledger
 from llm_cost_ops.pricing.types import Pricing
-from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.rpc.context import CallContext, Metadata, drive
+from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.server import asgi_app
 
 DAYS = 90

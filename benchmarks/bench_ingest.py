@@ -31,11 +31,10 @@ from llm_cost_ops.ledger.sqlite.connection import Database
 from llm_cost_ops.ledger.sqlite.rows import prepare
 from llm_cost_ops.ledger.types import Entry
 from llm_cost_ops.pricing.types import Pricing
-from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.runtime import SyncRuntime, drive
-from llm_cost_ops.service.intake import new_entry
+from llm_cost_ops.rpc.context import CallContext, Metadata, drive, uuid7
+from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.service.prices import Prices
+from llm_cost_ops.service.usage import new_entry
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 MODELS = [

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 
 
 class Told(NamedTuple):

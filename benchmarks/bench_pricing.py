@@ -17,10 +17,9 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 from llm_cost_ops._gen.messages import PriceTier, Rate, RateCard, UsageRecord
-from llm_cost_ops.pricing.calculator import calculate_cost, cost_of
-from llm_cost_ops.pricing.compiled import compile_card
-from llm_cost_ops.pricing.pricebook import PriceBook
-from llm_cost_ops.rules.usage import check_usage
+from llm_cost_ops.pricing.calculator import calculate_cost, cost_by, cost_of
+from llm_cost_ops.pricing.pricebook import CompiledCard, PriceBook
+from llm_cost_ops.rules.requests import check_usage
 
 AT = datetime(2026, 5, 1, 12, tzinfo=UTC)
 MODEL = "claude-sonnet-4-5"
@@ -72,7 +71,7 @@ def ours() -> dict[str, tuple[Callable[[], object], float | None]]:
         total_tokens=12_900,
         **COUNTS,
     )
-    compiled, stepped, book = compile_card(card), compile_card(tiered), PriceBook(cards=[card])
+    compiled, stepped, book = CompiledCard(card), CompiledCard(tiered), PriceBook(cards=[card])
     assert len(cost_of(compiled, record).lines) == 5
     return {
         "compiled total, five meters": (lambda: compiled.total(record), 1.0),
@@ -80,9 +79,9 @@ def ours() -> dict[str, tuple[Callable[[], object], float | None]]:
         "full record, card compiled": (lambda: cost_of(compiled, record), 6.0),
         "calculate_cost(record, card)": (lambda: calculate_cost(record, card), 6.0),
         "PriceBook.price, warm": (lambda: book.price(record), 2.0),
-        "PriceBook.cost, warm": (lambda: book.cost(record), None),
+        "cost_by(book, record), warm": (lambda: cost_by(book, record), None),
         "check_usage": (lambda: check_usage(record, "", [], now=AT), 0.7),
-        "compile_card": (lambda: compile_card(card), None),
+        "CompiledCard": (lambda: CompiledCard(card), None),
     }
 
 

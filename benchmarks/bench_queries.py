@@ -24,8 +24,8 @@ from llm_cost_ops._gen.messages import Rate, RateCard, UsageRecord
 from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.ledger.types import Entry, Filter
 from llm_cost_ops.pricing.pricebook import PriceBook
-from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.rpc.context import CallContext, Metadata, drive
+from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.rules.times import buckets_between, parse_interval
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -146,6 +146,9 @@ def queries() -> list[tuple[str, Callable[[SqliteLedger], Any]]]:
         ("by label and day", sums(days, "label:feature", interval="day")),
         ("by tag", sums(days, "tag")),
         ("by meter", sums(days, "meter")),
+        ("by label and model", sums(days, "label:team", "model")),
+        ("by two labels", sums(days, "label:team", "label:feature")),
+        ("by user and project", sums(days, "user", "project")),
         ("by user and model", sums(days, "user", "model")),
         ("by model, of a user", sums(Filter(user_ids=("user-7",), start=days.start, end=days.end), "model")),
         ("page 1", page(Filter())),

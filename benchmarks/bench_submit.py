@@ -31,14 +31,12 @@ from llm_cost_ops.interceptors.retry import Retry
 from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.ledger.sqlite.connection import Database
 from llm_cost_ops.ledger.sqlite.rows import prepare
-from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.rpc.context import CallContext, Metadata, drive, uuid7
+from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.rules.requests import CHECKS
 from llm_cost_ops.service import open_service
-from llm_cost_ops.service.intake import new_entry
 from llm_cost_ops.service.prices import Prices
-from llm_cost_ops.service.usage import UsageService
+from llm_cost_ops.service.usage import UsageService, new_entry
 
 SUBMITS = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
 WARM_UP = 500
@@ -152,7 +150,7 @@ def breakdown() -> dict[str, float]:
     drive(prices.refresh(context))
     one = SubmitUsageRequest(usage=submit_to(Taking()))
     one.usage.idempotency_key = uuid7()
-    check, moment = CHECKS[SUBMIT_USAGE.path], datetime.now(UTC)
+    check, moment = CHECKS[SubmitUsageRequest], datetime.now(UTC)
     validation, *_ = median(lambda: check(one, moment, [], False))
 
     keeping = Keeping(service.ledger, context)

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from llm_cost_ops import AsyncCostOpsClient, BatchingConfig, ClientConfig, ConnectionPoolConfig, CostOpsClient
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 
 RECORD: dict[str, Any] = {
     "organization_id": "acme",

@@ -51,8 +51,8 @@ from llm_cost_ops.ledger.pieces import pieces_of
 from llm_cost_ops.ledger.retention import check_known, removed_duplicate
 from llm_cost_ops.ledger.shares import Share, add_share, shares_of
 from llm_cost_ops.pricing.cards import kept_form
-from llm_cost_ops.pricing.compiled import compile_card
 from llm_cost_ops.pricing.money import UNITS
+from llm_cost_ops.pricing.pricebook import CompiledCard
 from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
@@ -450,7 +450,7 @@ class DictLedger:
                 manual = next((card for _, _, card in self._cards if card.id == by.card_id), None)
                 card = self._kept.get(by.digest) or manual
                 card = card or card_of(by.card_id, by.card_version, by.origin_version)
-            return shares_of(row.now, None if card is None else compile_card(card), units)
+            return shares_of(row.now, None if card is None else CompiledCard(card), units)
 
         return self._summarize(where, group_by, buckets, context, by_meter)
 

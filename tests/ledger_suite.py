@@ -30,8 +30,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.ledger import ApiKey, Filter, Revision, open_ledger
 from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.types import Priced, Pricing
-from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive, uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
 from tests.unit.ledger.making import START, TAKEN, Sync, context, entry, pricing

@@ -13,7 +13,7 @@ from llm_cost_ops.ledger import ApiKey, AuditFilter, Filter
 from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.ledger.sqlite.integrity import find_faults
 from llm_cost_ops.pricing.money import to_units
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.ledger_suite import (
     CONFLICT,

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import NamedTuple
 
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError
 from llm_cost_ops.transports.grpc.client import AsyncGrpcTransport, GrpcTransport
 from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport

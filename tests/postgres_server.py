@@ -209,7 +209,7 @@ class PostgresServer:
         self.execute(f"DROP DATABASE {url.partition('?')[0].rpartition('/')[2]} WITH (FORCE)")
 
     def _make_template(self) -> None:
-        from llm_cost_ops.ledger.postgres import database
+        from llm_cost_ops.ledger.postgres.url import database
 
         self.execute("CREATE DATABASE ledger_template")
         database(self.url("ledger_template")).connect().close()

@@ -5,8 +5,8 @@ Importing this loads no prices; `load_catalog()` does, once, when first called.
 
 from __future__ import annotations
 
+from llm_cost_ops.catalog.bundle import CatalogError
 from llm_cost_ops.catalog.diff import PriceChange, price_diff
-from llm_cost_ops.catalog.errors import CatalogError
 from llm_cost_ops.catalog.load import Catalog, CatalogModel, load_catalog, use_catalog, user_catalog_path
 from llm_cost_ops.catalog.update import CatalogUpdate, update_catalog
 

@@ -13,13 +13,14 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from llm_cost_ops.catalog.errors import CatalogError
+from llm_cost_ops.exceptions import CostOpsError
 
 __all__ = [
     "MAX_FILE_BYTES",
     "MAX_PAYLOAD_BYTES",
     "SCHEMA",
     "CardRow",
+    "CatalogError",
     "Header",
     "Match",
     "ModelRow",
@@ -45,6 +46,13 @@ _FORMAT = "llm_cost_ops.catalog"
 _MAX_HEADER_BYTES = 4096
 
 RowT = TypeVar("RowT")
+
+
+class CatalogError(CostOpsError):
+    """A price catalog cannot be read, is not what it claims to be, or is newer than this package.
+
+    The catalog that was in force before stays in force.
+    """
 
 
 class Header(msgspec.Struct, kw_only=True):

@@ -15,8 +15,7 @@ from llm_cost_ops._gen.messages import (
     TierMode,
     TimeWindow,
 )
-from llm_cost_ops.catalog.bundle import CardRow, RateRow, WindowRow
-from llm_cost_ops.catalog.errors import CatalogError
+from llm_cost_ops.catalog.bundle import CardRow, CatalogError, RateRow, WindowRow
 
 __all__ = ["card_id", "materialise", "midnight"]
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from llm_cost_ops.catalog.bundle import (
     CardRow,
+    CatalogError,
     ModelRow,
     Payload,
     ProviderRow,
@@ -17,7 +18,6 @@ from llm_cost_ops.catalog.bundle import (
     decode_rows,
 )
 from llm_cost_ops.catalog.cards import card_id
-from llm_cost_ops.catalog.errors import CatalogError
 from llm_cost_ops.catalog.names import check_match
 
 __all__ = ["check_payload"]

@@ -16,6 +16,7 @@ from llm_cost_ops._gen.messages import RateCard
 from llm_cost_ops.catalog.bundle import (
     MAX_FILE_BYTES,
     CardRow,
+    CatalogError,
     Header,
     ModelRow,
     Payload,
@@ -25,7 +26,6 @@ from llm_cost_ops.catalog.bundle import (
     read_header,
 )
 from llm_cost_ops.catalog.cards import card_id, materialise, midnight
-from llm_cost_ops.catalog.errors import CatalogError
 from llm_cost_ops.catalog.names import NameTable
 from llm_cost_ops.rpc.forks import ForkSafeLock
 from llm_cost_ops.rules.providers import canonical_provider

@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 
-from llm_cost_ops.catalog.bundle import Match
-from llm_cost_ops.catalog.errors import CatalogError
+from llm_cost_ops.catalog.bundle import CatalogError, Match
 
 __all__ = ["NameTable", "check_match", "matches"]
 

@@ -14,9 +14,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from llm_cost_ops.catalog.bundle import MAX_FILE_BYTES, read_bundle
+from llm_cost_ops.catalog.bundle import MAX_FILE_BYTES, CatalogError, read_bundle
 from llm_cost_ops.catalog.check import check_payload
-from llm_cost_ops.catalog.errors import CatalogError
 from llm_cost_ops.catalog.load import Catalog, load_catalog, use_catalog, user_catalog_path
 
 if TYPE_CHECKING:

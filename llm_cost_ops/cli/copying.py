@@ -12,7 +12,7 @@ from llm_cost_ops.cli.output import Output
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.ledger import Filter
 from llm_cost_ops.ledger.transfer import Added, Transfer, open_transfer
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError
 
 __all__ = ["copy"]

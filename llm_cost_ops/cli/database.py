@@ -13,10 +13,11 @@ from pathlib import Path
 
 from llm_cost_ops.cli.ledgers import check_file, opened_ledger
 from llm_cost_ops.exceptions import ConfigurationError, CostOpsError, error_from_rpc
-from llm_cost_ops.ledger.sqlite import path_of, schema
+from llm_cost_ops.ledger.sqlite import schema
 from llm_cost_ops.ledger.sqlite.errors import rpc_error
 from llm_cost_ops.ledger.sqlite.integrity import find_faults
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.ledger.sqlite.url import path_of
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError
 
 __all__ = ["database"]

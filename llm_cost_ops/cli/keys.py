@@ -11,7 +11,7 @@ from llm_cost_ops.cli.output import Column, Output, Table, form_of
 from llm_cost_ops.config import without_password
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.ledger import ApiKey
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rules.times import parse_end
 from llm_cost_ops.service.access.keys import create_key, revoke_key
 

@@ -10,8 +10,8 @@ from llm_cost_ops._gen.methods import GET_HEALTH
 from llm_cost_ops.config import without_password
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.ledger import Ledger, open_ledger
-from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.rpc.context import CallContext, Metadata, drive
+from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.rpc.status import RpcError
 
 __all__ = ["check_file", "opened_ledger"]

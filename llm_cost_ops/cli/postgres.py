@@ -6,10 +6,11 @@ import psycopg
 
 from llm_cost_ops.config import without_password
 from llm_cost_ops.exceptions import error_from_rpc
-from llm_cost_ops.ledger.postgres import database, schema
+from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.errors import rpc_error
 from llm_cost_ops.ledger.postgres.integrity import find_faults
+from llm_cost_ops.ledger.postgres.url import database
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
 __all__ = ["ask"]

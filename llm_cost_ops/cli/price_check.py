@@ -15,8 +15,8 @@ from llm_cost_ops.catalog import load_catalog
 from llm_cost_ops.cli.output import Cell, Column, Output, Table, money
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.imports import Item, UsageFile
-from llm_cost_ops.pricing.calculator import DEFAULT_CURRENCY
-from llm_cost_ops.pricing.pricebook import PriceBook
+from llm_cost_ops.pricing.calculator import cost_by
+from llm_cost_ops.pricing.pricebook import DEFAULT_CURRENCY, PriceBook
 from llm_cost_ops.types import CostStatus, UsageRecord
 
 __all__ = ["check_prices"]
@@ -56,7 +56,7 @@ class _Check:
         # The cards are asked as if nothing were stated: otherwise the statement would be the answer.
         asked = msgspec.structs.replace(record, reported_cost=None)
         try:
-            cost = self._book.cost(asked, at=record.timestamp or datetime.now(UTC))
+            cost = cost_by(self._book, asked, at=record.timestamp or datetime.now(UTC))
         except ValidationError:
             self.unread += 1
             return

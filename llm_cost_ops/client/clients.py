@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property, partial
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
@@ -28,6 +28,7 @@ from llm_cost_ops.config import (
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.context import Metadata
+from llm_cost_ops.rpc.forks import CachedProperty
 from llm_cost_ops.rpc.interceptor import AnyInterceptor, Interceptors, Transport
 from llm_cost_ops.rpc.runtime import Runtime
 from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
@@ -217,9 +218,12 @@ class _Client:
 
         Raises TypeError for a client that can't be instrumented.
         """
-        from llm_cost_ops.client.observing import observe
+        from llm_cost_ops.client.observing import options_for
+        from llm_cost_ops.instrumentation.hooks import instrument
 
-        observe(self._recording, sdk_client, provider, stream_usage, attribution, self.config.recording_proxy)
+        proxy = self.config.recording_proxy
+        options = options_for(sdk_client, self._recording, provider, stream_usage, attribution, proxy)
+        instrument(sdk_client, options)
         return sdk_client
 
     def uninstrument(self, sdk_client: object) -> None:
@@ -321,42 +325,42 @@ class CostOpsClient(_SyncClient):
         mine = (http_client, serializer, interceptors, transport, runtime)
         self._open(api_key, base_url, config, timeout, *mine, sync=True)
 
-    @cached_property
+    @CachedProperty
     def usage(self) -> StreamingUsageResource:
         """Submit, record, stream, list and export usage; correct and void it."""
         return StreamingUsageResource(self._channel, self._recording)
 
-    @cached_property
+    @CachedProperty
     def costs(self) -> resources.CostsResource:
         """What usage cost: sums and groups, receipts of single calls, estimates, repricing."""
         return resources.CostsResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def pricing(self) -> resources.PricingResource:
         """Price cards: list and get them, and add your own."""
         return resources.PricingResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def analytics(self) -> resources.AnalyticsResource:
         """Usage and cost over time."""
         return resources.AnalyticsResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def audit(self) -> resources.AuditResource:
         """The audit log: who changed keys, prices and recorded usage, and when."""
         return resources.AuditResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def privacy(self) -> resources.PrivacyResource:
         """Erases a user from what is recorded."""
         return resources.PrivacyResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def retention(self) -> resources.RetentionResource:
         """For how many days records of an organization are kept."""
         return resources.RetentionResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def _health(self) -> resources.HealthResource:
         return resources.HealthResource(self._channel)
 
@@ -410,42 +414,42 @@ class AsyncCostOpsClient(_AsyncClient):
         mine = (http_client, serializer, interceptors, transport, runtime)
         self._open(api_key, base_url, config, timeout, *mine, sync=False)
 
-    @cached_property
+    @CachedProperty
     def usage(self) -> AsyncStreamingUsageResource:
         """Submit, record, stream, list and export usage; correct and void it."""
         return AsyncStreamingUsageResource(self._channel, self._recording)
 
-    @cached_property
+    @CachedProperty
     def costs(self) -> resources.AsyncCostsResource:
         """What usage cost: sums and groups, receipts of single calls, estimates, repricing."""
         return resources.AsyncCostsResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def pricing(self) -> resources.AsyncPricingResource:
         """Price cards: list and get them, and add your own."""
         return resources.AsyncPricingResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def analytics(self) -> resources.AsyncAnalyticsResource:
         """Usage and cost over time."""
         return resources.AsyncAnalyticsResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def audit(self) -> resources.AsyncAuditResource:
         """The audit log: who changed keys, prices and recorded usage, and when."""
         return resources.AsyncAuditResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def privacy(self) -> resources.AsyncPrivacyResource:
         """Erases a user from what is recorded."""
         return resources.AsyncPrivacyResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def retention(self) -> resources.AsyncRetentionResource:
         """For how many days records of an organization are kept."""
         return resources.AsyncRetentionResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def _health(self) -> resources.AsyncHealthResource:
         return resources.AsyncHealthResource(self._channel)
 
@@ -476,35 +480,35 @@ class AsyncCostOpsClient(_AsyncClient):
 class RawCostOpsClient(_SyncClient):
     """What `CostOpsClient.with_raw_response` is. It shares connections, and closing it closes nothing."""
 
-    @cached_property
+    @CachedProperty
     def usage(self) -> resources.RawUsageResource:
         return resources.RawUsageResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def costs(self) -> resources.RawCostsResource:
         return resources.RawCostsResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def pricing(self) -> resources.RawPricingResource:
         return resources.RawPricingResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def analytics(self) -> resources.RawAnalyticsResource:
         return resources.RawAnalyticsResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def audit(self) -> resources.RawAuditResource:
         return resources.RawAuditResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def privacy(self) -> resources.RawPrivacyResource:
         return resources.RawPrivacyResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def retention(self) -> resources.RawRetentionResource:
         return resources.RawRetentionResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def _health(self) -> resources.RawHealthResource:
         return resources.RawHealthResource(self._channel)
 
@@ -524,35 +528,35 @@ class RawCostOpsClient(_SyncClient):
 class RawAsyncCostOpsClient(_AsyncClient):
     """What `AsyncCostOpsClient.with_raw_response` is; as RawCostOpsClient."""
 
-    @cached_property
+    @CachedProperty
     def usage(self) -> resources.RawAsyncUsageResource:
         return resources.RawAsyncUsageResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def costs(self) -> resources.RawAsyncCostsResource:
         return resources.RawAsyncCostsResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def pricing(self) -> resources.RawAsyncPricingResource:
         return resources.RawAsyncPricingResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def analytics(self) -> resources.RawAsyncAnalyticsResource:
         return resources.RawAsyncAnalyticsResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def audit(self) -> resources.RawAsyncAuditResource:
         return resources.RawAsyncAuditResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def privacy(self) -> resources.RawAsyncPrivacyResource:
         return resources.RawAsyncPrivacyResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def retention(self) -> resources.RawAsyncRetentionResource:
         return resources.RawAsyncRetentionResource(self._channel)
 
-    @cached_property
+    @CachedProperty
     def _health(self) -> resources.RawAsyncHealthResource:
         return resources.RawAsyncHealthResource(self._channel)
 

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from llm_cost_ops.client.attribution import Attributes, AttributionFields, attributes_of, current_attributes
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.instrumentation.calls import Options, RecordingProxy
-from llm_cost_ops.instrumentation.hooks import instrument as wrap
 from llm_cost_ops.rules.providers import canonical_provider
 
 if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
     from llm_cost_ops.client.recording import Recording
 
-__all__ = ["check_stream_usage", "observe", "sink_of"]
+__all__ = ["check_stream_usage", "options_for", "sink_of"]
 
 
-def observe(
+def options_for(
+    sdk_client: object,
     recording: Recording,
-    sdk_client: Any,
     provider: str,
     stream_usage: bool | Literal["auto"],
     attribution: AttributionFields,
     recording_proxy: str | None = None,
-) -> None:
-    """Have the calls of an SDK's client recorded; those that go to `recording_proxy` by that."""
+) -> Options:
+    """How the calls of an SDK's client are recorded; those that go to `recording_proxy` by that."""
     check_stream_usage(stream_usage)
     stated = attributes_of(attribution)
-    options = Options(
+    return Options(
         sink=recording,
         attributes=lambda: current_attributes().over(stated),
         provider=canonical_provider(provider) if provider else "",
@@ -38,7 +37,6 @@ def observe(
         sdk=type(sdk_client).__module__.partition(".")[0],
         proxy=None if recording_proxy is None else _proxy(recording_proxy, recording),
     )
-    wrap(sdk_client, options)
 
 
 def check_stream_usage(stream_usage: object) -> None:

@@ -29,8 +29,8 @@ from llm_cost_ops.client.submitting import Connection, invalid, reason_of, submi
 from llm_cost_ops.config import RecorderConfig
 from llm_cost_ops.exceptions import RecorderFullError
 from llm_cost_ops.rpc.backoff import Backoff
+from llm_cost_ops.rpc.context import uuid7_series
 from llm_cost_ops.rpc.forks import forget_in_children, quiesce_for_forks
-from llm_cost_ops.rpc.ids import uuid7_series
 from llm_cost_ops.wire.errors import EncodeError
 
 __all__ = [
@@ -97,11 +97,9 @@ class Recorder:
         self._build = build
         self._connect = connect
         self._spool = None if config.spool is None else self._open_spool(config)
-        before = 0 if self._spool is None else self._spool.pending
         self._overflow = config.overflow or ("spill" if config.spool else "drop_newest")
         self._closed = False
         self._begin_anew()
-        self._spooled = before
         forget_in_children(self)
         quiesce_for_forks(self)
         _open.add(self)
@@ -172,7 +170,7 @@ class Recorder:
                 conflicts=counts.conflicts,
                 rejected_count=counts.rejected,
                 rejected=list(self._rejected),
-                spooled=self._spooled,
+                spooled=0 if self._spool is None else self._spool.kept - self._done_in_spool,
                 dropped=counts.dropped,
                 pending=len(self._queue) + self._in_memory,
             )
@@ -219,13 +217,13 @@ class Recorder:
         self._backlog: deque[_Waiting] = deque()
         self._backlog_bytes = 0
         self._in_memory = 0
-        self._spooled = 0
+        # Of the records that the spool kept, how many were settled or dropped since.
+        self._done_in_spool = 0
         self._counts = _Counts()
         self._rejected: deque[Rejected] = deque(maxlen=MAX_REJECTED)
         self._numbers = count()
         self._key_of = uuid7_series()
-        self._lock = threading.RLock()
-        self._progress = threading.Condition(self._lock)
+        self._progress = threading.Condition()
         self._starting = threading.Lock()
         self._hurry = threading.Event()
         self._urgent = threading.Event()
@@ -303,14 +301,10 @@ class Recorder:
         record, payload = built
         while True:
             try:
-                with self._lock:  # that of _progress, whose own `with` takes as long as the write
-                    self._spooled += 1
                 self._spool.append(payload)
             except SpoolSyncError as error:
                 self._say("sync", f"{error.strerror}; records are kept, unless the machine fails")
             except OSError as error:
-                with self._progress:
-                    self._spooled -= 1
                 if isinstance(error, SpoolFullError) and self._make_room():
                     continue
                 self._keep_in_memory(record, len(payload), error)
@@ -326,7 +320,7 @@ class Recorder:
         if self._overflow == "drop_oldest":
             with self._progress:
                 lost = self._spool.drop_oldest()
-                self._spooled -= lost
+                self._done_in_spool += lost
                 self._counts.dropped += lost
             self._say("drop", "records are dropped: the spool is full")
             return lost > 0
@@ -419,9 +413,7 @@ class Recorder:
     def _take_over(self) -> None:
         assert self._spool is not None
         try:
-            found = self._spool.take_over()
-            with self._progress:
-                self._spooled += found
+            self._spool.take_over()
         except OSError as error:
             self._say("spool", f"the spool can't be read: {error.strerror}")
 
@@ -495,7 +487,7 @@ class Recorder:
                 self._backlog_bytes -= sum(size for _, size in waiting)
                 self._in_memory -= len(waiting)
             else:
-                self._spooled -= len(waiting)
+                self._done_in_spool += len(waiting)
                 if self._spool is not None:
                     for (given, _), payload in zip(waiting, batch.payloads, strict=True):
                         if isinstance(given, str):

@@ -28,8 +28,8 @@ from zlib import crc32
 
 import msgspec
 
+from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.rpc.forks import forget_in_children, quiesce_for_forks
-from llm_cost_ops.rpc.ids import uuid7
 
 __all__ = [
     "MAX_FRAME_BYTES",
@@ -146,6 +146,9 @@ class Spool:
         self._current: _Segment | None = None
         self._segments: list[_Segment] = []
         self._bytes = 0
+        # How many records were appended or taken over, in all; with whole records and their bytes it
+        # changes before the size does, up to which others read.
+        self.kept = 0
         # Segments that could not be deleted: the next process tries again.
         self._emptied: set[str] = set()
         # Every file that is open here, since a child that keeps one keeps its lock; none is opened or closed
@@ -186,10 +189,12 @@ class Spool:
             if written != size:
                 self._cut(segment)
                 raise SpoolFullError(errno.ENOSPC, f"no space left for the spool {self.folder}")
-            segment.size = end = segment.size + size
-            segment.records += 1
+            self.kept += 1
             self._bytes += size
-            segment.syncing += self._sync
+            segment.records += 1
+            segment.size = end = segment.size + size
+            if self._sync:
+                segment.syncing += 1
         if self._sync:
             try:
                 self._sync_to(segment, end)
@@ -293,7 +298,7 @@ class Spool:
     def forget(self) -> None:
         """In a forked child: the segments are the parent's, whose locks the child's copies would keep."""
         descriptors, self._descriptors = self._descriptors, set()
-        self._segments, self._current, self._bytes = [], None, 0
+        self._segments, self._current, self._bytes, self.kept = [], None, 0, 0
         self._lock, self._fsync, self._reading = threading.Lock(), threading.Lock(), threading.Lock()
         self._opening = threading.RLock()
         for descriptor in descriptors:
@@ -411,6 +416,7 @@ class Spool:
         with self._lock:
             self._segments.append(segment)
             self._bytes += segment.size
+            self.kept += segment.records
         return segment
 
     def _is_ours(self, name: str, header: bytes) -> bool:

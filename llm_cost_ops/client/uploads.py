@@ -27,9 +27,7 @@ from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.exceptions import ConfigurationError, CostOpsError, NetworkError, error_from_rpc
 from llm_cost_ops.interceptors.retry import Retry
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.runtime import drive, utc_now
+from llm_cost_ops.rpc.context import CallContext, drive, utc_now, uuid7
 from llm_cost_ops.rpc.status import RpcError, Violation, invalid_argument
 from llm_cost_ops.rpc.streams import Requests, driven
 

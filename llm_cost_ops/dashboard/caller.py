@@ -61,7 +61,7 @@ class Caller:
         context.check_deadline()
         try:
             async with asyncio.timeout(context.remaining()):
-                answer: Res = await self._handler.unary_unary(request, context)
+                answer: Res = await self._handler.answers[method.path](request, context)
         except TimeoutError:
             context.check_deadline(maybe_applied=True)
             raise

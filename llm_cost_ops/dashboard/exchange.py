@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
 __all__ = ["Answer", "PageRequest", "Receive", "Scope", "Send", "path_of", "redirect", "send_answer"]

@@ -21,7 +21,7 @@ from llm_cost_ops._gen.methods import CREATE_PRICE, GET_COST_SUMMARY, LIST_PRICE
 from llm_cost_ops.dashboard.exchange import Answer, redirect
 from llm_cost_ops.dashboard.page import Page
 from llm_cost_ops.pricing.money import parse_decimal
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 
 __all__ = ["add_price", "new_price_page", "prices_page", "reprice", "unpriced_page"]

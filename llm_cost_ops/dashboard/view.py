@@ -12,8 +12,8 @@ import msgspec
 from msgspec.structs import replace
 
 from llm_cost_ops.rpc.status import RpcError, invalid_argument
+from llm_cost_ops.rules.requests import EARLIEST
 from llm_cost_ops.rules.times import bucket_start, parse_interval, zone_of
-from llm_cost_ops.rules.usage import EARLIEST
 
 __all__ = ["DIMENSIONS", "FILTERS", "INTERVALS", "PERIODS", "Span", "View"]
 

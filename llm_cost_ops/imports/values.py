@@ -7,12 +7,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
-from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from llm_cost_ops.normalizers import usage_from_response
-from llm_cost_ops.normalizers.providers import UNIQUE_IDS, is_random
+from llm_cost_ops.normalizers.providers import UNIQUE_IDS, detect_provider, is_random
 from llm_cost_ops.types import ModalityTokens, UsageRecord
 from llm_cost_ops.wire import coerce
 
@@ -189,13 +187,9 @@ def identity(format_name: str, *parts: object) -> str:
     return f"{format_name}:{digest.hexdigest()}"
 
 
-@lru_cache(maxsize=1024)
 def provider_of(model: str) -> str:
     """Who makes a model, by its name, as it is found out for responses; "" where that is not known."""
-    try:
-        return usage_from_response({"object": "chat.completion", "model": model, "choices": []}).provider
-    except ValueError:
-        return ""
+    return detect_provider({"model": model}, "openai.chat")
 
 
 # Their protocols are spoken by servers that people run themselves, which count ids from 0 after each start.

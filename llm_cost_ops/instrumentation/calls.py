@@ -281,8 +281,7 @@ class Call:
             # The vectors are not looked at.
             parts = decode_tolerantly(_fields, body)
             return {name: msgspec.json.decode(raw) for name, raw in parts.items() if name != "data"}
-        if self.api == "cohere.chat" and b"\n{" in body:
-            # A stream of the first version that was not asked for as events.
+        if self.api in _STREAMS_OF_LINES and b"\n{" in body:
             return [event for line in body.splitlines() if (event := _decoded(line)) is not None]
         payload = decode_tolerantly(_answers, body)
         if isinstance(payload, list) and self.api == "google.generate":
@@ -319,6 +318,8 @@ class _Kept:
 
 # The APIs whose answers do not name the model.
 _NAMELESS = frozenset({"bedrock.converse", "cohere.chat"})
+# The APIs whose streams may be lines of JSON: Ollama's are, and Cohere's of its first version by default.
+_STREAMS_OF_LINES = frozenset({"cohere.chat", "ollama"})
 # The APIs whose streams say by their events which they are.
 _STREAMS_TELL = frozenset({
     "anthropic.messages", "google.interactions", "openai.images", "openai.responses", "openai.transcription",

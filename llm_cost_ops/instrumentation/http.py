@@ -33,14 +33,14 @@ from llm_cost_ops.instrumentation.calls import (
 )
 from llm_cost_ops.instrumentation.fetched import Background, ResultLines
 from llm_cost_ops.instrumentation.providers import api_of, bedrock_model, fetched_of
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.rules.providers import provider_at
 
 __all__ = ["unwrap_client", "wrap_client"]
 
 _log = logging.getLogger("llm_cost_ops.instrumentation")
 
-_SDK_PROVIDERS = {"cohere": "cohere", "google": "google", "mistralai": "mistral"}
+_SDK_PROVIDERS = {"cohere": "cohere", "google": "google", "mistralai": "mistral", "ollama": "ollama"}
 _BACKGROUND_APIS = ("google.interactions", "openai.responses")
 
 

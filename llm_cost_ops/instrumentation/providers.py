@@ -58,6 +58,8 @@ _VERBS = {
 }
 # Begins, goes on with or restarts a conversation of Mistral. OpenAI's of the same path only hold messages.
 _CONVERSATIONS = re.compile(r"/v1/conversations(?:/[^/]+(?:/restart)?)?$")
+# Paths that many servers have.
+_OLLAMA = re.compile(r"/api/(?:chat|generate|embed)$")
 # Vertex counts tokens by a model of this name.
 _COUNTS_TOKENS = "count-tokens:rawPredict"
 # Only Anthropic's SDK calls models by such paths: by their names, or by ARNs that say nothing of them.
@@ -80,6 +82,7 @@ API_PROVIDERS = {
     "google.interactions": "google",
     "mistral.chat": "mistral",
     "mistral.ocr": "mistral",
+    "ollama": "ollama",
 }
 
 
@@ -90,6 +93,8 @@ def api_of(path: str, provider: str = "") -> str:
     """
     if provider == "mistral" and _CONVERSATIONS.search(path):
         return "mistral.chat"
+    if provider == "ollama" and _OLLAMA.search(path):
+        return "ollama"
     segments = path.rstrip("/").rsplit("/", 2)
     last = segments[-1]
     found = _PATHS.get("/".join(segments[-2:])) or _PATHS.get(last)

@@ -13,13 +13,13 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
 from llm_cost_ops.rpc.method import Idempotency
-from llm_cost_ops.rpc.status import OVERLOADED, UNTRUSTED_CERTIFICATE
+from llm_cost_ops.rpc.status import OVERLOADED, RESPONSE_TOO_LARGE, UNTRUSTED_CERTIFICATE
 from llm_cost_ops.rpc.streams import AroundStart
 
 __all__ = ["Retry", "RetryBudget", "RetryPolicy"]
 
 # Reasons that stay as they are until somebody does something, whatever status they come with.
-_FINAL = frozenset({UNTRUSTED_CERTIFICATE, "STORAGE_UNUSABLE"})
+_FINAL = frozenset({RESPONSE_TOO_LARGE, UNTRUSTED_CERTIFICATE, "STORAGE_UNUSABLE"})
 
 
 class RetryPolicy:

@@ -12,7 +12,7 @@ from llm_cost_ops.ledger.protocols import Alike, Batch
 from llm_cost_ops.ledger.types import Appended, Entry
 from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rules.usage import known_total
+from llm_cost_ops.rules.requests import known_total
 
 __all__ = ["EntryBatch", "append_as_batch"]
 

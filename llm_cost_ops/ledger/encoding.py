@@ -20,15 +20,16 @@ import msgspec
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, UsageRecord
 from llm_cost_ops.ledger.types import ApiKey
 from llm_cost_ops.pricing.money import UNITS
-from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_arguments
+from llm_cost_ops.rpc.context import uuid7
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument, invalid_arguments
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
-from llm_cost_ops.rules.usage import known_total
+from llm_cost_ops.rules.requests import known_total
 from llm_cost_ops.wire.decimals import WireDecimal
 from llm_cost_ops.wire.json import builtin_value, decoder_of
 from llm_cost_ops.wire.unknown import Unknown
 
 __all__ = [
+    "MAX_UNITS",
     "NumberedIds",
     "as_key",
     "as_text",
@@ -37,6 +38,7 @@ __all__ = [
     "card_order",
     "check_cost",
     "check_counts",
+    "check_record_cost",
     "decode_usage",
     "encode_struct",
     "encode_texts",
@@ -53,7 +55,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LENGTH = 36
 _TAIL = 2**60 - 1
 _organizations = msgspec.json.Decoder(tuple[str, ...])
-_MAX_COST_UNITS = MAX_RECORD_COST * UNITS
+MAX_UNITS = MAX_RECORD_COST * UNITS
+"""MAX_RECORD_COST in 10^-12."""
 
 
 def usage_id(organization_id: str, key: str, attempt: int = 0) -> tuple[str, bytes, str | bytes | None]:
@@ -224,8 +227,15 @@ def check_counts(record: UsageRecord) -> None:
 
 def check_cost(units: int | None, currency: str) -> None:
     """INVALID_ARGUMENT for a cost, in 10^-12, that is larger than MAX_RECORD_COST."""
-    if units is not None and not -_MAX_COST_UNITS <= units <= _MAX_COST_UNITS:
+    if units is not None and not -MAX_UNITS <= units <= MAX_UNITS:
         raise invalid_arguments([Violation("a record", f"must cost at most {MAX_RECORD_COST:,} {currency}")])
+
+
+def check_record_cost(units: int | None, currency: str) -> None:
+    """Refuse a cost in 10^-12 of a currency that is above MAX_RECORD_COST: INVALID_ARGUMENT."""
+    if units is not None and units > MAX_UNITS:
+        rule = f"and the other counts come to more than {MAX_RECORD_COST:,} {currency}"
+        raise invalid_argument("input_tokens", rule)
 
 
 def key_columns(key: ApiKey) -> tuple[object, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.ledger.types import Amounts
-from llm_cost_ops.pricing.compiled import CompiledCard, meter_costs, meters_used
+from llm_cost_ops.pricing.calculator import meter_costs, meters_used
+from llm_cost_ops.pricing.pricebook import CompiledCard
 from llm_cost_ops.rules.meters import INPUT_METERS, OUTPUT_METERS
 
 __all__ = ["Share", "add_share", "shares_of"]

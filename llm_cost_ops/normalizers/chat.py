@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llm_cost_ops._gen.messages import Operation, UsageRecord
+from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.payload import count, counted, money, section, shallow, text
 from llm_cost_ops.normalizers.record import (
     CLAUDE_WRITES,
@@ -29,7 +30,7 @@ from llm_cost_ops.normalizers.record import (
     set_unknown,
 )
 
-__all__ = ["inclusive_output", "read_chat", "read_gateway_cost", "read_plain_chat"]
+__all__ = ["inclusive_output", "read_chat", "read_gateway_cost", "read_plain_chat", "xai_output"]
 
 # (prompt, completion, reasoning, stated total or None) -> (all output, reasoning)
 OutputRule = Callable[[int, int, int, "int | None"], tuple[int, int]]
@@ -69,6 +70,19 @@ def inclusive_output(prompt: int, completion: int, reasoning: int, total: int | 
     if total is not None and total != prompt + completion:
         check_total("usage.total_tokens", total, prompt + completion, "prompt_tokens + completion_tokens")
     return completion, reasoning
+
+
+def xai_output(prompt: int, completion: int, reasoning: int, total: int | None) -> tuple[int, int]:
+    """Reasoning is not in xAI's completion_tokens; gateways may have folded it in: the total tells."""
+    if total == prompt + completion and reasoning <= completion:
+        return completion, reasoning
+    if total is None or total == prompt + completion + reasoning:
+        return completion + reasoning, reasoning
+    raise PayloadError(
+        "usage.total_tokens",
+        f"is {total}: neither prompt_tokens + completion_tokens ({prompt + completion}) "
+        f"nor that with reasoning_tokens ({prompt + completion + reasoning})",
+    )
 
 
 def read_plain_chat(payload: dict[str, object], record: UsageRecord) -> None:

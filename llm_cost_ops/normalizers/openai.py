@@ -7,7 +7,7 @@ but are not in the usage: they are counted from the output items.
 from __future__ import annotations
 
 from llm_cost_ops._gen.messages import Operation, Outcome, UsageRecord
-from llm_cost_ops.normalizers.chat import read_gateway_cost, read_plain_chat
+from llm_cost_ops.normalizers.chat import read_gateway_cost, read_plain_chat, xai_output
 from llm_cost_ops.normalizers.payload import count, counted, duration_ms, has, items, money, section, text
 from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import (
@@ -28,7 +28,6 @@ from llm_cost_ops.normalizers.record import (
     set_unstated,
     set_vertex_tier,
 )
-from llm_cost_ops.normalizers.xai import xai_output
 
 __all__ = ["AZURE", "PROVIDER", "svg_calls"]
 

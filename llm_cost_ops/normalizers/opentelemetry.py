@@ -20,7 +20,7 @@ from llm_cost_ops.normalizers.record import (
     set_tier,
 )
 from llm_cost_ops.rules.providers import served_by
-from llm_cost_ops.rules.usage import total_tokens
+from llm_cost_ops.rules.requests import total_tokens
 
 __all__ = ["PROVIDER"]
 

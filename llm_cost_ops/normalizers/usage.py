@@ -30,7 +30,7 @@ from llm_cost_ops.normalizers.record import set_meter, set_tokens, set_unknown
 from llm_cost_ops.normalizers.streams import fold, fold_all, is_stream, is_wrapper, unwrap
 from llm_cost_ops.normalizers.xai import read_xai_extras
 from llm_cost_ops.rules.providers import canonical_provider
-from llm_cost_ops.rules.usage import total_tokens
+from llm_cost_ops.rules.requests import total_tokens
 from llm_cost_ops.wire.coerce import texts
 from llm_cost_ops.wire.errors import DecodeError
 

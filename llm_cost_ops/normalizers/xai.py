@@ -5,13 +5,12 @@ from __future__ import annotations
 from decimal import Decimal
 
 from llm_cost_ops._gen.messages import UsageRecord
-from llm_cost_ops.exceptions import PayloadError
-from llm_cost_ops.normalizers.chat import read_chat
+from llm_cost_ops.normalizers.chat import read_chat, xai_output
 from llm_cost_ops.normalizers.payload import count, duration_ms, has, shallow
 from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import set_meter
 
-__all__ = ["PROVIDER", "read_xai_extras", "xai_output"]
+__all__ = ["PROVIDER", "read_xai_extras"]
 
 # xAI states costs in ticks of 10^-10 US dollars.
 _TICK = Decimal("1e-10")
@@ -36,19 +35,6 @@ _XAI_CALLS = {
     "ATTACHMENT_SEARCH": "attachment_searches",
     "IMAGE_GENERATION": "image_generation_calls",
 }
-
-
-def xai_output(prompt: int, completion: int, reasoning: int, total: int | None) -> tuple[int, int]:
-    """Reasoning is not in xAI's completion_tokens; gateways may have folded it in: the total tells."""
-    if total == prompt + completion and reasoning <= completion:
-        return completion, reasoning
-    if total is None or total == prompt + completion + reasoning:
-        return completion + reasoning, reasoning
-    raise PayloadError(
-        "usage.total_tokens",
-        f"is {total}: neither prompt_tokens + completion_tokens ({prompt + completion}) "
-        f"nor that with reasoning_tokens ({prompt + completion + reasoning})",
-    )
 
 
 def read_xai_chat(payload: dict[str, object], record: UsageRecord) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
+from datetime import datetime
 from decimal import Decimal
 
 from llm_cost_ops._gen.messages import (
@@ -17,23 +18,24 @@ from llm_cost_ops._gen.messages import (
     TierMode,
     UsageRecord,
 )
-from llm_cost_ops.pricing.compiled import (
+from llm_cost_ops.pricing.meters import split_tokens, split_units
+from llm_cost_ops.pricing.money import from_units, thousandths, to_units, whole
+from llm_cost_ops.pricing.pricebook import (
+    DEFAULT_CURRENCY,
     CompiledCard,
-    CompiledRate,
-    compile_card,
+    PriceBook,
     is_aggregate,
+    is_reported,
     is_uncounted,
     status_of,
 )
-from llm_cost_ops.pricing.money import from_units, thousandths, to_units, whole
+from llm_cost_ops.pricing.rates import CompiledRate
 from llm_cost_ops.rules.meters import INPUT_METERS, OUTPUT_METERS
-from llm_cost_ops.rules.providers import canonical_provider
-from llm_cost_ops.rules.usage import total_tokens, usage_error
+from llm_cost_ops.rules.requests import total_tokens, usage_error
 
-__all__ = ["CALCULATOR_VERSION", "calculate_cost", "cost_of", "is_reported", "reported_cost"]
+__all__ = ["CALCULATOR_VERSION", "calculate_cost", "cost_by", "meter_costs", "meters_used"]
 
 CALCULATOR_VERSION = "1"
-DEFAULT_CURRENCY = "USD"
 
 # What a cached token would cost if it were not cached.
 _UNCACHED = {
@@ -50,6 +52,7 @@ _PARTS = {
     **dict.fromkeys(_UNCACHED, _CACHED),
 }
 _ZERO = Decimal(0)
+_NOT_WHOLE = (CostStatus.UNPRICED, CostStatus.PARTIAL)
 
 
 def calculate_cost(
@@ -70,18 +73,22 @@ def calculate_cost(
     when the record contradicts itself or the card is not valid.
     """
     if reported_providers and is_reported(record, reported_providers):
-        return reported_cost(record)
+        return _reported(record)
     if card is None:
         return _unpriced(record, DEFAULT_CURRENCY)
-    return cost_of(_compiled(card), record, fallbacks)
+    return _cost_of(_compiled(card), record, fallbacks)
 
 
-def is_reported(record: UsageRecord, providers: Collection[str]) -> bool:
-    """Whether the cost that the provider stated is the one to take."""
-    return record.reported_cost is not None and canonical_provider(record.provider) in providers
+def cost_by(book: PriceBook, record: UsageRecord, *, at: datetime | None = None) -> CostRecord:
+    """As `PriceBook.price`, with the lines of the receipt."""
+    if book.is_reported(record):
+        return _reported(record)
+    chosen = book.choose(record, at=at)
+    cost = _cost_of(chosen[0], record, chosen[1]) if chosen else _unpriced(record, DEFAULT_CURRENCY)
+    return _reported(record) if record.reported_cost is not None and cost.status in _NOT_WHOLE else cost
 
 
-def reported_cost(record: UsageRecord) -> CostRecord:
+def _reported(record: UsageRecord) -> CostRecord:
     """The cost that the provider stated, as REPORTED, without lines."""
     cost = _ZERO if record.reported_cost is None else record.reported_cost
     return CostRecord(
@@ -102,7 +109,7 @@ def _unpriced(record: UsageRecord, currency: str) -> CostRecord:
     )
 
 
-def cost_of(compiled: CompiledCard, record: UsageRecord, fallbacks: Sequence[str] = ()) -> CostRecord:
+def _cost_of(compiled: CompiledCard, record: UsageRecord, fallbacks: Sequence[str] = ()) -> CostRecord:
     """As `calculate_cost`, with a card that was compiled before."""
     total = record.total_tokens
     if total is not None and total != total_tokens(record):
@@ -193,6 +200,33 @@ def _unpriced_line(meter: str, count: int) -> CostLine:
     return CostLine(meter=meter, quantity=quantity, multiplier=Decimal(1))
 
 
+def meter_costs(compiled: CompiledCard, record: UsageRecord) -> dict[str, int | None]:
+    """The cost of each meter in 10^-12 of the card's currency; None for one that has no rate.
+
+    Together they are the total, to the unit. ValidationError when the record contradicts itself.
+    """
+    basis = compiled.basis(record)
+    several = is_aggregate(record)
+    costs: dict[str, int | None] = {}
+    for meter, rate, count in compiled.charges(record):
+        if rate is None:
+            costs[meter] = None
+            continue
+        if rate.whole is not None:
+            units = count * rate.whole
+        else:
+            units, _ = rate.amount(rate.billed(count), basis, base_only=several)
+        costs[meter] = (costs.get(meter) or 0) + units
+    return costs
+
+
+def meters_used(record: UsageRecord) -> dict[str, int]:
+    """What a record used by meter, zeros left out: tokens, and 0 for meters that are no tokens."""
+    used = {meter: count for meter, count in split_tokens(record) if count > 0}
+    used.update((meter, 0) for meter, count in split_units(record) if count)
+    return used
+
+
 _Prices = tuple[list[Rate], list[PriceMultiplier], TierMode, TierBasis]
 _recent: dict[int, tuple[RateCard, _Prices, CompiledCard]] = {}
 _RECENT = 128
@@ -208,7 +242,7 @@ def _compiled(card: RateCard) -> CompiledCard:
     known = _recent.get(id(card))
     if known is not None and known[0] is card and known[1] == _prices(card):
         return known[2]
-    compiled = compile_card(card)
+    compiled = CompiledCard(card)
     if len(_recent) >= _RECENT:
         _recent.clear()
     _recent[id(card)] = (card, copy.deepcopy(_prices(card)), compiled)

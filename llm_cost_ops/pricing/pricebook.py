@@ -1,4 +1,7 @@
-"""Prices records by the cards of several sources, and remembers which card holds for what."""
+"""Prices records: cards made ready for arithmetic, and which of several sources' cards holds for what.
+
+Every price is a whole fraction of 10^-12 for one unit (pricing/rates.py).
+"""
 
 from __future__ import annotations
 
@@ -9,30 +12,271 @@ from typing import Protocol
 
 import msgspec
 
-from llm_cost_ops._gen.messages import CostRecord, CostStatus, RateCard, UsageRecord
-from llm_cost_ops.pricing.calculator import (
-    DEFAULT_CURRENCY,
-    calculate_cost,
-    cost_of,
-    is_reported,
-    reported_cost,
-)
+from llm_cost_ops._gen.messages import CostStatus, RateCard, TierBasis, UsageQuality, UsageRecord
 from llm_cost_ops.pricing.cards import card_digest
-from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
+from llm_cost_ops.pricing.meters import EXACT_FALLBACKS, plain_counts, split_tokens, split_units
 from llm_cost_ops.pricing.money import to_units
-from llm_cost_ops.pricing.selection import Candidate, PriceQuery, Selection, candidates
+from llm_cost_ops.pricing.rates import CompiledRate, compiled_rates
+from llm_cost_ops.pricing.selection import Candidate, PriceQuery, candidates
 from llm_cost_ops.pricing.types import Priced, Pricing
 from llm_cost_ops.rpc.forks import ForkSafeLock
+from llm_cost_ops.rules.meters import PLAIN_METERS, TOKEN_METERS
 from llm_cost_ops.rules.providers import PROVIDER_FALLBACKS, canonical_provider
+from llm_cost_ops.rules.requests import states_no_count, total_tokens, usage_error
 from llm_cost_ops.rules.times import instant
 
-__all__ = ["CardSource", "Plan", "PriceBook"]
+__all__ = [
+    "DEFAULT_CURRENCY",
+    "CardSource",
+    "CompiledCard",
+    "Plan",
+    "PriceBook",
+    "is_aggregate",
+    "is_reported",
+    "is_uncounted",
+    "status_of",
+]
+
+DEFAULT_CURRENCY = "USD"
 
 _PRICED = CostStatus.PRICED
+_UNPRICED = CostStatus.UNPRICED
 _ESTIMATED = CostStatus.ESTIMATED
 _PARTIAL = CostStatus.PARTIAL
-_NOT_WHOLE = (CostStatus.UNPRICED, CostStatus.PARTIAL)
-_PROVIDER = "provider"
+# An attribute of an enum class costs as much as five of an instance.
+_NOT_GIVEN = UsageQuality.UNSPECIFIED
+_PROVIDER = UsageQuality.PROVIDER
+_GUESSED = UsageQuality.ESTIMATED
+_UNKNOWN = UsageQuality.UNKNOWN
+
+# A meter, the rate that prices it, None without one, and its count (thousandths for AUDIO_SECONDS).
+Charge = tuple[str, "CompiledRate | None", int]
+# The prices of INPUT and OUTPUT, and what of these CACHE_READ, CACHE_WRITE, CACHE_WRITE_EXTENDED (more than
+# CACHE_WRITE) and REASONING cost more, or less.
+_Row = tuple[int, int, int, int, int, int]
+
+
+class CompiledCard:
+    """A price card that is ready for arithmetic. It is never changed, and may be used by many threads.
+
+    `card` is the card that it was made of; `rates` is what prices each meter, fallbacks resolved.
+    `guesses` names, by meter, the fallbacks whose cost is an estimate, such as "rate:CACHE_READ->INPUT".
+    """
+
+    __slots__ = (
+        "_bounds",
+        "_fee",
+        "_gap",
+        "_guess_extended",
+        "_guess_reads",
+        "_guess_writes",
+        "_plain",
+        "_rows",
+        "_unit_prices",
+        "by_total",
+        "card",
+        "guesses",
+        "rates",
+    )
+
+    def __init__(self, card: RateCard) -> None:
+        self.card = card
+        self.by_total = card.tier_basis == TierBasis.TOTAL_TOKENS
+        self.rates = compiled_rates(card)
+        self.guesses = {
+            meter: f"rate:{meter}->{rate.meter}"
+            for meter, rate in self.rates.items()
+            if rate.meter != meter and meter not in EXACT_FALLBACKS
+        }
+        self._guess_reads = "CACHE_READ" in self.guesses
+        self._guess_writes = "CACHE_WRITE" in self.guesses
+        self._guess_extended = "CACHE_WRITE_EXTENDED" in self.guesses
+        self._plain = tuple(self.rates.get(meter) for meter in PLAIN_METERS)
+        self._bounds: list[int] = []
+        self._rows: list[_Row] = []
+        self._gap = False
+        self._fee = 0
+        self._unit_prices: dict[str, int] = {}
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Lay out the integer path: a row of prices per interval between bounds, where all are whole."""
+        used = self._plain
+        fee = self.rates.get("REQUESTS")
+        if used[0] is None or "TOTAL_TOKENS" in self.rates:
+            return
+        if not all(rate is None or rate.simple for rate in (*used, fee)) or (fee is not None and fee.starts):
+            return
+        self._fee = fee.steps[0][0] if fee is not None else 0
+        self._gap = used[4] is None
+        self._bounds = sorted({start for rate in used if rate is not None for start in rate.starts})
+        for basis in [-1, *self._bounds]:
+            prices = [0 if rate is None else rate.steps[rate.step_at(basis)][0] for rate in used]
+            uncached, reads, writes, long_writes, outputs, thoughts = prices
+            details = (reads - uncached, writes - uncached, long_writes - writes, thoughts - outputs)
+            self._rows.append((uncached, outputs, *details))
+        for meter, rate in self.rates.items():
+            if meter not in TOKEN_METERS and rate.simple and not rate.starts:
+                key = "audio_ms" if meter == "AUDIO_SECONDS" else meter.lower()
+                self._unit_prices[key] = rate.steps[0][0]
+
+    def total(self, record: UsageRecord) -> tuple[int | None, CostStatus]:
+        """What a record costs in 10^-12 of the card's currency, and how sure that is.
+
+        None when its counts are unknown. ValidationError when they contradict each other.
+        """
+        rows = self._rows
+        quality = record.quality
+        if rows and record.modality is None and (quality is _NOT_GIVEN or quality is _PROVIDER):
+            calls = record.request_count
+            read = record.input_tokens
+            written = record.output_tokens
+            if read is None or written is None:
+                if states_no_count(record):
+                    return None, _UNPRICED
+                read, written = read or 0, written or 0
+            cached = record.cached_tokens
+            stored = record.cache_write_tokens
+            extended = record.cache_write_extended_tokens
+            reasoning = record.reasoning_tokens
+            try:
+                text = read - cached - stored
+                # The union of bits is below zero when any of them is.
+                signs = text | cached | extended | (stored - extended) | reasoning | (written - reasoning)
+            except TypeError:
+                signs = -1
+            if (
+                signs >= 0
+                and (calls is None or calls == 1)
+                and not (written and self._gap)
+                and not (cached and self._guess_reads)
+                and not (stored and self._guess_writes)
+                and not (extended and self._guess_extended)
+            ):
+                if len(rows) == 1:
+                    row = rows[0]
+                else:
+                    row = self._row(read + written if self.by_total else read)
+                inputs, outputs, reads, writes, long_writes, thoughts = row
+                units = read * inputs + written * outputs
+                if cached:
+                    units += cached * reads
+                if stored or reasoning:
+                    units += stored * writes + extended * long_writes + reasoning * thoughts
+                if not record.meters:
+                    return units + self._fee, _PRICED
+                if (others := self._units_total(record.meters)) is not None:
+                    return units + others, _PRICED
+        return self._exact_total(record)
+
+    def rate_fallbacks(self, record: UsageRecord) -> tuple[str, ...]:
+        """The guesses that the cost of a record rests on."""
+        guesses = self.guesses
+        if not guesses:
+            return ()
+        return tuple(guesses[meter] for meter, _, count in self.charges(record) if count and meter in guesses)
+
+    def _row(self, basis: int) -> _Row:
+        at = len(self._bounds)
+        while at and basis < self._bounds[at - 1]:
+            at -= 1
+        return self._rows[at]
+
+    def _units_total(self, meters: dict[str, int]) -> int | None:
+        total = 0 if "requests" in meters else self._fee
+        prices = self._unit_prices
+        for key, count in meters.items():
+            price = prices.get(key)
+            if price is None or type(count) is not int or count < 0:
+                return None
+            total += count * price
+        return total
+
+    def _exact_total(self, record: UsageRecord) -> tuple[int | None, CostStatus]:
+        if is_uncounted(record):
+            return None, _UNPRICED
+        charges = self.charges(record)
+        basis = self.basis(record)
+        several = is_aggregate(record)
+        units = 0
+        guesses = self.guesses
+        partial = crossed = guessed = False
+        for meter, rate, count in charges:
+            if rate is None:
+                partial = True
+                continue
+            if meter in guesses:
+                guessed = True
+            if rate.whole is not None:
+                units += count * rate.whole
+            else:
+                billed = rate.billed(count)
+                units += rate.amount(billed, basis, base_only=several)[0]
+                if several and rate.crosses(billed, basis):
+                    crossed = True
+        # A float among the counts makes the sum one.
+        if type(units) is not int:
+            raise usage_error(record)
+        return units, status_of(record, partial=partial, estimated=crossed or guessed)
+
+    def basis(self, record: UsageRecord) -> int:
+        """What is held against a whole-request tier's bound."""
+        return total_tokens(record) if self.by_total else record.input_tokens or 0
+
+    def charges(self, record: UsageRecord) -> list[Charge]:
+        """Every meter that the record used, with its count and rate. ValidationError as `total`."""
+        rates = self.rates
+        total_rate = rates.get("TOTAL_TOKENS")
+        try:
+            if record.modality is None:
+                found = self._plain_charges(record)
+            else:
+                split = split_tokens(record)
+                if any(count < 0 for _, count in split):
+                    raise usage_error(record)
+                found = [(meter, rates.get(meter), count) for meter, count in split if count]
+            if total_rate is not None:
+                # A plan by total tokens covers the tokens that have no rate of their own.
+                found = [charge for charge in found if charge[1] is not None]
+            if record.meters or "REQUESTS" in rates:
+                found += self._unit_charges(record)
+        except TypeError:
+            raise usage_error(record) from None
+        if total_rate is not None and (total := total_tokens(record)):
+            found.append(("TOTAL_TOKENS", total_rate, total))
+        return found
+
+    def _plain_charges(self, record: UsageRecord) -> list[Charge]:
+        text, cached, stored, extended, written, reasoning = plain_counts(record)
+        if (text | cached | stored | extended | written | reasoning) < 0:
+            raise usage_error(record)
+        uncached, reads, writes, long_writes, outputs, thoughts = self._plain
+        found: list[Charge] = []
+        # Written out: a loop over six meters costs more than the arithmetic.
+        if text:
+            found.append(("INPUT", uncached, text))
+        if cached:
+            found.append(("CACHE_READ", reads, cached))
+        if stored:
+            found.append(("CACHE_WRITE", writes, stored))
+        if extended:
+            found.append(("CACHE_WRITE_EXTENDED", long_writes, extended))
+        if written:
+            found.append(("OUTPUT", outputs, written))
+        if reasoning:
+            found.append(("REASONING", thoughts, reasoning))
+        return found
+
+    def _unit_charges(self, record: UsageRecord) -> Iterable[Charge]:
+        rates = self.rates
+        counted = split_units(record)
+        if "REQUESTS" in rates and all(meter != "REQUESTS" for meter, _ in counted):
+            counted.append(("REQUESTS", record.request_count or 1))
+        for meter, count in counted:
+            if count < 0 or meter in TOKEN_METERS:
+                raise usage_error(record)
+            if count:
+                yield meter, rates.get(meter), count
 
 
 class CardSource(Protocol):
@@ -42,7 +286,7 @@ class CardSource(Protocol):
         """Every card of the model, whatever its dates and dimensions; the provider is canonical."""
 
 
-_UNPRICED = Pricing(CostStatus.UNPRICED, DEFAULT_CURRENCY)
+_NO_PRICE = Pricing(_UNPRICED, DEFAULT_CURRENCY)
 
 
 class _Choice:
@@ -130,7 +374,7 @@ class _Snapshot:
         provider = canonical_provider(key[0])
         plan = [_Choice(candidate, ()) for candidate in self._candidates(provider, key)]
         for other in self.fallbacks.get(provider, ()):
-            plan += [_Choice(candidate, (_PROVIDER,)) for candidate in self._candidates(other, key)]
+            plan += [_Choice(candidate, ("provider",)) for candidate in self._candidates(other, key)]
         found = tuple(plan)
         with self._lock:
             while len(self.plans) >= self.capacity:
@@ -160,7 +404,7 @@ class _Snapshot:
             with self._lock:
                 known = self._compiled.get(id(choice.card))
                 if known is None or known.card is not choice.card:
-                    known = compile_card(choice.card)
+                    known = CompiledCard(choice.card)
                     while len(self._compiled) >= self.capacity:
                         del self._compiled[next(iter(self._compiled))]
                     self._compiled[id(choice.card)] = known
@@ -220,7 +464,7 @@ class PriceBook:
             if choice.since <= at < choice.until and (not choice.windowed or choice.candidate.holds(at)):
                 break
         else:
-            return _reported(record) if stated else (None, _UNPRICED)
+            return _reported(record) if stated else (None, _NO_PRICE)
         compiled = choice.compiled or self._edition.compiled(choice)
         units, status = compiled.total(record)
         if status is _PRICED:
@@ -229,20 +473,6 @@ class PriceBook:
             return _reported(record)
         guesses = compiled.rate_fallbacks(record) if units is not None else ()
         return units, choice.pricing(status, units is None, guesses)
-
-    def cost(self, record: UsageRecord, *, at: datetime | None = None) -> CostRecord:
-        """As `price`, with the lines of the receipt."""
-        stated = record.reported_cost is not None
-        if stated and is_reported(record, self._reported):
-            return reported_cost(record)
-        found = self._choose(record, at)
-        cost = cost_of(found[1], record, found[0].fallbacks) if found else calculate_cost(record, None)
-        return reported_cost(record) if stated and cost.status in _NOT_WHOLE else cost
-
-    def select(self, record: UsageRecord, *, at: datetime | None = None) -> Selection | None:
-        """The card that prices the record, or None."""
-        found = self._choose(record, at)
-        return None if found is None else Selection(found[0].card, found[0].fallbacks)
 
     def plan_of(self, record: UsageRecord) -> Plan:
         """What may price a record, and all that have its provider, model, organization and dimensions."""
@@ -259,13 +489,19 @@ class PriceBook:
         plan = edition.plans.get(key)
         return edition.plan(key) if plan is None else plan
 
-    def _choose(self, record: UsageRecord, at: datetime | None) -> tuple[_Choice, CompiledCard] | None:
+    def choose(
+        self, record: UsageRecord, *, at: datetime | None = None
+    ) -> tuple[CompiledCard, tuple[str, ...]] | None:
+        """The card that prices a record, and the dimensions in which it stands in for one that is missing."""
         at = _moment(record, at)
-        plan = self.plan_of(record)
-        for choice in plan:
+        for choice in self.plan_of(record):
             if choice.since <= at < choice.until and (not choice.windowed or choice.candidate.holds(at)):
-                return choice, choice.compiled or self._edition.compiled(choice)
+                return choice.compiled or self._edition.compiled(choice), choice.fallbacks
         return None
+
+    def is_reported(self, record: UsageRecord) -> bool:
+        """Whether the cost that a record's provider stated is taken, whatever the cards say."""
+        return is_reported(record, self._reported)
 
 
 def _moment(record: UsageRecord, at: datetime | None) -> datetime:
@@ -285,3 +521,29 @@ def _reported(record: UsageRecord) -> tuple[int | None, Pricing]:
 @lru_cache(maxsize=256)
 def _reported_in(currency: str) -> Pricing:
     return Pricing(CostStatus.REPORTED, currency)
+
+
+def is_reported(record: UsageRecord, providers: Collection[str]) -> bool:
+    """Whether the cost that the provider stated is the one to take."""
+    return record.reported_cost is not None and canonical_provider(record.provider) in providers
+
+
+def is_uncounted(record: UsageRecord) -> bool:
+    """Whether nothing says how much was used: such a record is unpriced, never free."""
+    return record.quality == _UNKNOWN or states_no_count(record)
+
+
+def is_aggregate(record: UsageRecord) -> bool:
+    """Whether the record is the sum of several calls, to which no tier can be applied."""
+    return record.request_count is not None and record.request_count > 1
+
+
+def status_of(
+    record: UsageRecord, *, partial: bool, estimated: bool, fallbacks: Sequence[str] = ()
+) -> CostStatus:
+    """How sure a cost is that some card gave."""
+    if partial:
+        return _PARTIAL
+    if estimated or fallbacks or record.quality == _GUESSED:
+        return _ESTIMATED
+    return _PRICED

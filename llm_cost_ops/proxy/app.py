@@ -7,12 +7,11 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from llm_cost_ops.client.attribution import Attributes
-from llm_cost_ops.instrumentation import Options, Sink
-from llm_cost_ops.instrumentation.calls import Call, model_in_path
-from llm_cost_ops.instrumentation.providers import api_of
+from llm_cost_ops.instrumentation.calls import Call, Options, Sink, model_in_path
+from llm_cost_ops.instrumentation.providers import api_of, bedrock_model
 from llm_cost_ops.proxy.attribution import stated_of, trace_of
 from llm_cost_ops.proxy.callers import Callers
 from llm_cost_ops.proxy.limits import ProxyLimits, RefusedError
@@ -147,7 +146,8 @@ class ProxyApp:
         named = stated.attributes.organization_id
         organization = await self.callers.organization(stated.api_key, named, self._defaults.organization_id)
         passing = Passing(scope, path, headers, upstream, self._limits, receive, send)
-        text = path.decode("latin-1")
+        # As an SDK's client knows it: an ARN of Bedrock comes with its colons and slashes encoded.
+        text = unquote(path.decode("latin-1"))
         api = api_of(text, upstream.provider) if scope["method"] == "POST" else ""
         if not api:
             return passing
@@ -158,7 +158,9 @@ class ProxyApp:
         options = Options(
             sink=self._sink, attributes=lambda: attributes, stream_usage=self._stream_usage, source=SOURCE
         )
-        call = Call(options, api, upstream.provider, known_host=True, model=model_in_path(text))
+        billed = bedrock_model(text)
+        call = Call(options, api, upstream.provider, known_host=True, model=billed or model_in_path(text))
+        call.billed_model = billed
         call.key = stated.idempotency_key
         call.trace = trace_of(passing.header(b"traceparent"))
         passing.record(call, options, self._refusing)

@@ -10,9 +10,8 @@ from typing import Any
 
 import httpcore
 
-from llm_cost_ops.instrumentation import Options
 from llm_cost_ops.instrumentation.answers import MAX_BODY, MAX_FORM, Watch, may_ask, watch, with_usage
-from llm_cost_ops.instrumentation.calls import PROVIDER_HEADER, Call
+from llm_cost_ops.instrumentation.calls import PROVIDER_HEADER, Call, Options
 from llm_cost_ops.proxy.attribution import PREFIX
 from llm_cost_ops.proxy.limits import ProxyLimits, RefusedError
 from llm_cost_ops.proxy.upstreams import Answer, Headers, Upstream

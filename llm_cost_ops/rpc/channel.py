@@ -17,13 +17,12 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import CallContext, Metadata, drive, uuid7
 from llm_cost_ops.rpc.interceptor import Interceptors, Transport, compose
 from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.pager import AsyncPager, Pager
 from llm_cost_ops.rpc.raw import RawResponse
-from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime, SyncRuntime, drive
+from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime, SyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed, invalid_argument
 from llm_cost_ops.rpc.streams import Requests, driven
 

@@ -1,27 +1,50 @@
-"""What a call carries beside its message: the context that goes through every layer, the metadata (gRPC's
-word for headers) that travels to the peer, and the idempotency key, which is put into the message.
+"""A call: what it carries beside its message, and how a sync client runs it.
+
+The context goes through every layer, with the metadata (gRPC's word for headers) that travels to the peer;
+the idempotency key is put into the message. Ids are UUIDs of version 7 (RFC 9562), which sort by the time
+they were made.
 """
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Callable
-from datetime import datetime
+import threading
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from functools import partial
+from itertools import count
 from operator import is_not
-from typing import TYPE_CHECKING, Any
+from time import time_ns
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.method import MethodDescriptor
-from llm_cost_ops.rpc.runtime import Runtime, utc_now
+from llm_cost_ops.rpc.runtime import Runtime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["TRACING", "CallContext", "Metadata", "Pair", "Route", "fill_idempotency_key", "fits_header"]
+__all__ = [
+    "TRACING",
+    "CallContext",
+    "ForeignAwaitError",
+    "Metadata",
+    "Pair",
+    "Route",
+    "drive",
+    "fill_idempotency_key",
+    "fits_header",
+    "foreign_await",
+    "utc_now",
+    "uuid7",
+    "uuid7_series",
+]
+
+T = TypeVar("T")
 
 TRACING = frozenset({"b3", "baggage", "traceparent", "tracestate", "uber-trace-id"})
 """Keys that say which trace a call belongs to: they differ from call to call, and change no answer."""
@@ -127,6 +150,89 @@ class Metadata:
     def __repr__(self) -> str:
         shown = [(k, "***" if _SECRET.search(k) else v) for k, v in self.pairs]
         return f"Metadata({shown!r})"
+
+
+def _generator() -> tuple[Callable[[], str], Callable[[], None]]:
+    """What makes the ids of a process, and what makes it start anew. A closure: ids are made per call.
+
+    48 bits of milliseconds, and 73 random bits of each new millisecond, from a generator of its own, so
+    that seeding Python's changes nothing. Within the millisecond the last 48 bits count on (RFC 9562,
+    method 2); they start below 2^47, so that they never run out.
+    """
+    lock = threading.Lock()
+    bits = random.Random().getrandbits  # seeded by the operating system
+    # A millisecond, what its ids begin with, and what counts their ends; replaced as a whole.
+    current = (-1, "", count().__next__)
+
+    def begin_anew() -> None:
+        nonlocal lock, bits, current
+        lock = threading.Lock()
+        bits = random.Random().getrandbits
+        current = (-1, "", count().__next__)
+
+    def next_millisecond(millis: int) -> tuple[int, str, Callable[[], int]]:
+        nonlocal current
+        with lock:
+            if millis > current[0]:
+                drawn = bits(26)
+                time = f"{millis >> 16:08x}-{millis & 0xFFFF:04x}"
+                head = f"{time}-7{drawn >> 14:03x}-{0x8000 | drawn & 0x3FFF:04x}-"
+                current = (millis, head, count(bits(47)).__next__)
+            return current
+
+    def uuid7() -> str:
+        """A new id in its canonical text form; within a thread each is greater than the one before."""
+        millis = time_ns() // 1_000_000
+        stamp, head, following = current
+        if millis > stamp:
+            _, head, following = next_millisecond(millis)
+        # An f-string takes longer.
+        return "%s%012x" % (head, following())  # noqa: UP031
+
+    return uuid7, begin_anew
+
+
+uuid7, _begin_anew = _generator()
+
+
+class _InChildren:
+    """A child must not repeat its parent's random bits, nor wait for a lock that a thread of it held."""
+
+    def forget(self) -> None:
+        _begin_anew()
+
+
+_in_children = _InChildren()
+forget_in_children(_in_children)
+
+
+def uuid7_series() -> Callable[[int, int], str]:
+    """What makes ids of nanoseconds since 1970 and a number that counts up: equal ones of equal arguments.
+
+    For who takes the time now and has the id made later. 73 random bits are the series' own; it must not
+    be used on both sides of a fork.
+    """
+    bits = random.Random().getrandbits
+    drawn, start = bits(26), bits(47)
+    middle = f"-7{drawn >> 14:03x}-{0x8000 | drawn & 0x3FFF:04x}-"
+    # A millisecond, and what its ids begin with; replaced as a whole.
+    current = (-1, "")
+
+    def uuid7_at(nanoseconds: int, number: int) -> str:
+        nonlocal current
+        millis = nanoseconds // 1_000_000
+        stamp, head = current
+        if millis != stamp:
+            head = f"{millis >> 16:08x}-{millis & 0xFFFF:04x}{middle}"
+            current = (millis, head)
+        return "%s%012x" % (head, start + number)  # noqa: UP031  # faster
+
+    return uuid7_at
+
+
+def utc_now(runtime: Runtime) -> datetime:
+    """The runtime's wall clock in UTC. Within a call ask `context.now()`, but for a stream that goes on."""
+    return datetime.fromtimestamp(runtime.now(), UTC)
 
 
 class Route(msgspec.Struct, gc=False):
@@ -261,3 +367,41 @@ def _fill(name: str, message: object, key: str, make: Callable[[], str]) -> tupl
         message = changed.__copy__()
         setattr(message, name, key)
     return message, key
+
+
+class ForeignAwaitError(RuntimeError):
+    """Something in a sync call awaited what only an event loop can give."""
+
+
+_RULE = (
+    "the sync client can't wait for {}: an interceptor may await only its continuation and "
+    "context.runtime (sleep, wait, within, offload)"
+)
+
+
+def drive(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends, and return its result.
+
+    Raises ForeignAwaitError when it does suspend: an interceptor may await only its continuation
+    and `context.runtime`.
+    """
+    try:
+        awaited = coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    except RuntimeError as error:
+        raise foreign_await(error) from error.__cause__
+    coroutine.close()
+    raise foreign_await(awaited)
+
+
+def foreign_await(awaited: object) -> RuntimeError:
+    """The error for what a call awaited, or for asyncio's that it has no loop; any other is given back."""
+    if not isinstance(awaited, RuntimeError):
+        return ForeignAwaitError(_RULE.format(repr(awaited)))
+    if str(awaited) == "no running event loop":
+        error = ForeignAwaitError(_RULE.format("asyncio"))
+        error.__cause__ = awaited
+        return error
+    return awaited

@@ -9,11 +9,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from contextlib import nullcontext
+from functools import cached_property
+from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakSet
 
 __all__ = [
     "FORK_WAIT",
+    "CachedProperty",
     "Forgetful",
     "ForkSafeLock",
     "PerProcess",
@@ -120,6 +123,18 @@ class PerProcess(Generic[T]):
         if self._made is not None:
             self._of_parents.append(self._made)
             self._made = None
+
+
+class CachedProperty(cached_property[T]):
+    """A cached property that takes no lock; two threads that read it first may each make its value.
+
+    Python 3.11 holds one lock for all instances while a value is made: a child that is forked then would
+    wait for it for ever. From 3.12 on there is none.
+    """
+
+    def __init__(self, func: Callable[[Any], T]) -> None:
+        super().__init__(func)
+        self.lock = nullcontext()
 
 
 _Owner = TypeVar("_Owner")

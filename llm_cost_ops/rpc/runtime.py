@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from llm_cost_ops.rpc.batches import IdleTimeout, batches_in_asyncio, batches_inline
 from llm_cost_ops.rpc.wake import arrival
@@ -21,15 +20,7 @@ if TYPE_CHECKING:
 # asyncio is imported where it is used: it brings ssl, which a sync embedded client has no use for, and a
 # fifth of the time that importing this package takes.
 
-__all__ = [
-    "AsyncRuntime",
-    "ForeignAwaitError",
-    "Runtime",
-    "SyncRuntime",
-    "drive",
-    "foreign_await",
-    "utc_now",
-]
+__all__ = ["AsyncRuntime", "Runtime", "SyncRuntime"]
 
 T = TypeVar("T")
 
@@ -73,11 +64,6 @@ class Runtime(Protocol):
         TimeoutError is raised when no item comes for `idle_timeout()` seconds. When sync nothing interrupts
         an iterator that is waited for: what came before goes out after it.
         """
-
-
-def utc_now(runtime: Runtime) -> datetime:
-    """The runtime's wall clock in UTC. Within a call ask `context.now()`, but for a stream that goes on."""
-    return datetime.fromtimestamp(runtime.now(), UTC)
 
 
 class _Clock:
@@ -146,41 +132,3 @@ class AsyncRuntime(_Clock):
         self, items: AsyncIterator[T], most: int, seconds: float, idle_timeout: IdleTimeout
     ) -> AsyncGenerator[list[T], None]:
         return batches_in_asyncio(items, most, seconds, idle_timeout)
-
-
-class ForeignAwaitError(RuntimeError):
-    """Something in a sync call awaited what only an event loop can give."""
-
-
-_RULE = (
-    "the sync client can't wait for {}: an interceptor may await only its continuation and "
-    "context.runtime (sleep, wait, within, offload)"
-)
-
-
-def drive(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never suspends, and return its result.
-
-    Raises ForeignAwaitError when it does suspend: an interceptor may await only its continuation
-    and `context.runtime`.
-    """
-    try:
-        awaited = coroutine.send(None)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-    except RuntimeError as error:
-        raise foreign_await(error) from error.__cause__
-    coroutine.close()
-    raise foreign_await(awaited)
-
-
-def foreign_await(awaited: object) -> RuntimeError:
-    """The error for what a call awaited, or for asyncio's that it has no loop; any other is given back."""
-    if not isinstance(awaited, RuntimeError):
-        return ForeignAwaitError(_RULE.format(repr(awaited)))
-    if str(awaited) == "no running event loop":
-        error = ForeignAwaitError(_RULE.format("asyncio"))
-        error.__cause__ = awaited
-        return error
-    return awaited

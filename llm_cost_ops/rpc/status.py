@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OVERLOADED",
+    "RESPONSE_TOO_LARGE",
     "STATUS_BY_REASON",
     "UNTRUSTED_CERTIFICATE",
     "RpcError",
@@ -52,6 +53,9 @@ class StatusCode(enum.IntEnum):
 
 OVERLOADED = "OVERLOADED"
 """The error code of a server that has too many calls, and did nothing with this one."""
+
+RESPONSE_TOO_LARGE = "RESPONSE_TOO_LARGE"
+"""The error code of an answer that has more bytes than the client takes: another attempt gets as many."""
 
 UNTRUSTED_CERTIFICATE = "UNTRUSTED_CERTIFICATE"
 """The error code where a server's certificate is not trusted: another attempt would find the same."""

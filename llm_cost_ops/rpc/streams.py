@@ -10,9 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import aclosing, suppress
 from typing import Any, Self, TypeVar
 
-from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.context import CallContext, drive, foreign_await
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation
-from llm_cost_ops.rpc.runtime import drive, foreign_await
 
 __all__ = ["AroundStart", "Requests", "driven", "step"]
 

@@ -19,9 +19,8 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import grpc.aio
 
-from llm_cost_ops.rpc.context import CallContext, Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata, uuid7
 from llm_cost_ops.rpc.handler import ServiceHandler
-from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.method import Cardinality, MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.slices import Slices
@@ -256,7 +255,7 @@ class _Method:
         self._admission = admission
         self._in_flight = in_flight
         self._method = method
-        self._handler = handler
+        self._answer = handler.answers[method.path]
         self._limits = limits
         self._runtime = runtime
 
@@ -268,7 +267,7 @@ class _Method:
             encode = partial(encode_message, self._method.response, json=json)
             most = MAX_INLINE_RECEIPTS if json else _MAX_INLINE_RECEIPTS
             async with self._in_time(context):
-                response = await self._handler.unary_unary(await self._request(data, json=json), context)
+                response = await self._answer(await self._request(data, json=json), context)
                 if is_long_answer(self._method, response, most):
                     encoded = await self._runtime.offload(encode, response)
                 else:
@@ -294,10 +293,9 @@ class _Method:
                 await grpc_context.send_initial_metadata((_TAKES_JSON,))
             if self._method.cardinality is Cardinality.UNARY_STREAM:
                 traffic.received = len(incoming)
-                stream = self._handler.unary_stream(await self._request(incoming, json=json), context)
+                stream = self._answer(await self._request(incoming, json=json), context)
             else:
-                requests = self._requests(incoming, traffic, json=json)
-                stream = self._handler.stream_stream(requests, context)
+                stream = self._answer(self._requests(incoming, traffic, json=json), context)
             async with self._in_time(context), aclosing(stream) as responses:
                 async for response in responses:
                     data = encode_message(self._method.response, response, json=json)

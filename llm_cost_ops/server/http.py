@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.context import CallContext, uuid7
 from llm_cost_ops.rpc.handler import ServiceHandler
-from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.method import Cardinality, MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.slices import Slices
@@ -367,11 +366,11 @@ class AsgiApp:
             return binding.rule.status, [("content-type", MEDIA_TYPE)], b""
         if binding.method.cardinality is Cardinality.STREAM_STREAM:
             incoming = messages_of(receive, request.lines(), binding.method, self._runtime)
-            stream = self._handler.stream_stream(incoming, context)
+            stream = self._handler.answers[binding.method.path](incoming, context)
             await StreamAnswer(binding, context, send).run(stream)
             return None
         message = await self._message(binding, variables, request, receive)
-        stream = self._handler.unary_stream(message, context)
+        stream = self._handler.answers[binding.method.path](message, context)
         await StreamAnswer(binding, context, send).run(stream, receive)
         return None
 
@@ -379,7 +378,7 @@ class AsgiApp:
         context.check_deadline()
         try:
             async with asyncio.timeout(context.remaining()):
-                response = await self._handler.unary_unary(message, context)
+                response = await self._handler.answers[binding.method.path](message, context)
         except RpcError as error:
             status, headers, body = _error(error, context.request_id)
             return status, headers + metadata_headers(context.response_metadata), body

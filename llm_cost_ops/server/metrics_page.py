@@ -6,8 +6,7 @@ import ipaddress
 from urllib.parse import urlsplit
 
 from llm_cost_ops._gen.methods import GET_HEALTH
-from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import CallContext, Metadata, uuid7
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.server.calls import Receive, Scope, Send

@@ -54,11 +54,12 @@ class Traces:
         except DecodeError as error:
             raise invalid_argument(error.path or "body", error.reason) from None
         _attribute(records, context)
+        answer = self._handler.answers[BATCH_SUBMIT_USAGE.path]
         reasons: Counter[str] = Counter()
         later: RpcError | None = None
         for first in range(0, len(records), MAX_BATCH):
             request = BatchSubmitUsageRequest(records=records[first : first + MAX_BATCH])
-            response: BatchSubmitUsageResponse = await self._handler.unary_unary(request, context)
+            response: BatchSubmitUsageResponse = await answer(request, context)
             assert response.data is not None
             reasons.update(_refusals(response.data.results))
             later = later or _unavailable(response.data.results)

@@ -12,13 +12,14 @@ from llm_cost_ops._gen.messages import (
     GetAnalyticsResponse,
     Interval,
     MetricValues,
+    ResponseMeta,
     TimeSeriesPoint,
 )
 from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.times import buckets_between
-from llm_cost_ops.service.pages import filter_of, meta_of
+from llm_cost_ops.service.pages import filter_of
 from llm_cost_ops.service.sums import Total, average, currency_of, dimensions_of, key_list, summed
 from llm_cost_ops.wire.validation import no_member
 
@@ -84,7 +85,7 @@ class AnalyticsService:
                 period_start=where.start,
                 period_end=end,
             ),
-            meta=meta_of(context),
+            meta=ResponseMeta(request_id=context.request_id),
         )
 
 

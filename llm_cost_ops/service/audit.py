@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from llm_cost_ops._gen.messages import ListAuditEventsRequest, ListAuditEventsResponse
+from llm_cost_ops._gen.messages import ListAuditEventsRequest, ListAuditEventsResponse, ResponseMeta
 from llm_cost_ops.ledger import AuditFilter, Ledger
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rules.times import parse_interval
-from llm_cost_ops.service.pages import Page, meta_of, refuse_unknown_filters
+from llm_cost_ops.service.pages import Page, refuse_unknown_filters
 
 __all__ = ["AuditService"]
 
@@ -34,5 +34,7 @@ class AuditService:
         page = Page.of(request, "audit", context)
         events, position = await self._ledger.audit_events(where, page.size, page.after, page.offset, context)
         return ListAuditEventsResponse(
-            data=events, pagination=page.described(position, None), meta=meta_of(context)
+            data=events,
+            pagination=page.described(position, None),
+            meta=ResponseMeta(request_id=context.request_id),
         )

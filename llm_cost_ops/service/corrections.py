@@ -13,14 +13,13 @@ from llm_cost_ops._gen.messages import (
     VoidUsageRequest,
 )
 from llm_cost_ops.ledger import Ledger
+from llm_cost_ops.ledger.encoding import check_record_cost
 from llm_cost_ops.ledger.types import Recorded, Revised, Revision
 from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, violations_text
-from llm_cost_ops.rules.requests import check_record, corrected
-from llm_cost_ops.rules.usage import states_no_count
+from llm_cost_ops.rules.requests import as_kept, check_record, corrected, states_no_count
 from llm_cost_ops.service.access.tenancy import actor_of, organization_of
-from llm_cost_ops.service.intake import as_kept, check_record_cost
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.retention import unknown_record
 

@@ -21,22 +21,24 @@ from llm_cost_ops._gen.messages import (
     RepriceReport,
     RepriceUsageRequest,
     RepriceUsageResponse,
+    ResponseMeta,
     VerifyCostRequest,
     VerifyCostResponse,
 )
-from llm_cost_ops.catalog import load_catalog
+from llm_cost_ops.catalog.load import load_catalog
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.ledger import Ledger, Position
+from llm_cost_ops.ledger.encoding import check_record_cost
 from llm_cost_ops.ledger.types import Change, Recorded
-from llm_cost_ops.pricing.calculator import CALCULATOR_VERSION, calculate_cost
+from llm_cost_ops.pricing.calculator import CALCULATOR_VERSION, calculate_cost, cost_by
 from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.money import from_units, to_units
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rules.requests import in_utc
 from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, bucket_label, buckets_around, parse_end
 from llm_cost_ops.service.access.tenancy import actor_of, organization_of
-from llm_cost_ops.service.intake import check_record_cost, in_utc
-from llm_cost_ops.service.pages import filter_of, meta_of
+from llm_cost_ops.service.pages import filter_of
 from llm_cost_ops.service.prices import Prices, catalog_card
 from llm_cost_ops.service.retention import unknown_record
 from llm_cost_ops.service.sums import (
@@ -62,13 +64,13 @@ class CostService:
         """Give the cost in force of one record, with its lines where they can be made again."""
         organization = organization_of(request.organization_id, context)
         found = await verify(self._ledger, organization, request.usage_id, context)
-        return GetCostResponse(data=found.recorded, meta=meta_of(context))
+        return GetCostResponse(data=found.recorded, meta=ResponseMeta(request_id=context.request_id))
 
     async def verify_cost(self, request: VerifyCostRequest, context: CallContext) -> VerifyCostResponse:
         """Calculate a recorded cost again, and compare."""
         organization = organization_of(request.organization_id, context)
         found = await verify(self._ledger, organization, request.usage_id, context)
-        return VerifyCostResponse(data=found, meta=meta_of(context))
+        return VerifyCostResponse(data=found, meta=ResponseMeta(request_id=context.request_id))
 
     async def estimate_cost(self, request: EstimateCostRequest, context: CallContext) -> EstimateCostResponse:
         """Price a call that was not made."""
@@ -77,17 +79,17 @@ class CostService:
         book = await self._prices.refresh(context)
         record = copy.copy(request.usage)
         record.timestamp = now if record.timestamp is None else in_utc(record.timestamp)
-        cost = book.cost(record)
+        cost = cost_by(book, record)
         if cost.total_cost is not None:
             check_record_cost(to_units(cost.total_cost), cost.currency)
         cost.usage_id = ""
         cost.calculated_at = now
-        return EstimateCostResponse(data=cost, meta=meta_of(context))
+        return EstimateCostResponse(data=cost, meta=ResponseMeta(request_id=context.request_id))
 
     async def reprice_usage(self, request: RepriceUsageRequest, context: CallContext) -> RepriceUsageResponse:
         """Price recorded usage again."""
         report = await reprice(self._ledger, self._prices, request, context)
-        return RepriceUsageResponse(data=report, meta=meta_of(context))
+        return RepriceUsageResponse(data=report, meta=ResponseMeta(request_id=context.request_id))
 
     async def get_cost_summary(
         self, request: GetCostSummaryRequest, context: CallContext
@@ -127,7 +129,7 @@ class CostService:
                 reported_requests=total.reported_requests,
                 reported_cost=total.reported_cost,
             ),
-            meta=meta_of(context),
+            meta=ResponseMeta(request_id=context.request_id),
         )
 
 

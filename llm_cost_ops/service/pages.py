@@ -1,35 +1,42 @@
-"""What every list and query shares: filters, pages, cursors, and a response's words about itself."""
+"""What every list and query shares: filters, pages and cursors."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
 
 from llm_cost_ops._gen import messages
-from llm_cost_ops._gen.messages import CostStatus, Operation, Pagination, ResponseMeta
+from llm_cost_ops._gen.messages import (
+    CostStatus,
+    ExportUsageRequest,
+    ExportUsageResponse,
+    Operation,
+    Pagination,
+)
+from llm_cost_ops.ledger import Ledger
+from llm_cost_ops.ledger.encoding import to_micros
+from llm_cost_ops.ledger.retention import removed_error
 from llm_cost_ops.ledger.types import Filter, Position
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import invalid_argument
+from llm_cost_ops.rules.chunks import chunks_of
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.times import parse_interval
 from llm_cost_ops.service.access.tenancy import tenant_of
+from llm_cost_ops.service.retention import removed_before
 from llm_cost_ops.wire.json import MessageStruct
 from llm_cost_ops.wire.open_enum import OpenEnum
 from llm_cost_ops.wire.validation import no_member
 
-__all__ = ["DEFAULT_PAGE_SIZE", "MAX_LABELS", "Page", "filter_of", "meta_of", "refuse_unknown_filters"]
+__all__ = ["DEFAULT_PAGE_SIZE", "MAX_LABELS", "Page", "export", "filter_of", "refuse_unknown_filters"]
 
 DEFAULT_PAGE_SIZE = 20
 
 MAX_LABELS = 64
 """The most labels of a record, as its proto says: no record has all of a filter's that are more."""
-
-
-def meta_of(context: CallContext) -> ResponseMeta:
-    """What the response says about itself."""
-    return ResponseMeta(request_id=context.request_id)
 
 
 def _members(field: str, enum: type[OpenEnum], texts: list[str]) -> tuple[str, ...]:
@@ -130,3 +137,35 @@ def _position(cursor: str, scope: str) -> Position:
     if found != scope:
         raise invalid_argument("cursor", "belongs to another list, another order or another API key")
     return position
+
+
+_PAGE = 500
+
+
+async def export(
+    ledger: Ledger, request: ExportUsageRequest, context: CallContext
+) -> AsyncGenerator[ExportUsageResponse, None]:
+    """Give the records by timestamp, a page in memory at a time.
+
+    A page begins behind the last record of the page before, whatever was added meanwhile; so the
+    position is the only thing that an export keeps, and no transaction is open between pages.
+    """
+    order = request.order or "asc"
+    if order not in ("asc", "desc"):
+        raise invalid_argument("order", f"must be asc or desc, not {order[:64]!r}")
+    where = filter_of(request)
+    after: Position | None = None
+    while True:
+        records, after = await ledger.list_usage(
+            where, "timestamp", order == "desc", _PAGE, after, None, context
+        )
+        # Asked after it, so that a removal while this runs is told too.
+        missing = None if where.start is None else await removed_before(ledger, where, context)
+        if missing is not None:
+            whose = ", ".join(where.organization_ids) or "some organizations"
+            raise removed_error(whose, to_micros(missing), "one by one")
+        for chunk in chunks_of(records):
+            yield ExportUsageResponse(records=chunk)
+        if after is None:
+            return
+        context.check_deadline()

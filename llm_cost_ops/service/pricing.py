@@ -20,19 +20,19 @@ from llm_cost_ops._gen.messages import (
     PriceOrigin,
     Rate,
     RateCard,
+    ResponseMeta,
     SubmitStatus,
 )
 from llm_cost_ops.catalog.load import CardEntry, Catalog, load_catalog
 from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.pricing.money import plain
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import CallContext, uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 from llm_cost_ops.rules.cards import PRICE_FIELDS
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.times import parse_end, parse_start
 from llm_cost_ops.service.access.tenancy import actor_of, allowed_organizations, may_access
-from llm_cost_ops.service.pages import Page, meta_of
+from llm_cost_ops.service.pages import Page
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.wire.decimals import from_text
 from llm_cost_ops.wire.json import builtin_value
@@ -72,14 +72,14 @@ class PricingService:
             )
         if status == SubmitStatus.DUPLICATE:
             context.response_status = 200
-        return CreatePriceResponse(data=card, meta=meta_of(context))
+        return CreatePriceResponse(data=card, meta=ResponseMeta(request_id=context.request_id))
 
     async def get_price(self, request: GetPriceRequest, context: CallContext) -> GetPriceResponse:
         """Get a card by its id."""
         card = await self._ledger.get_card(request.id, context) or self._prices.catalog_card(request.id)
         if card is None or not may_access(context, card.organization_id):
             raise RpcError(StatusCode.NOT_FOUND, f"there is no price card {request.id!r}")
-        return GetPriceResponse(data=card, meta=meta_of(context))
+        return GetPriceResponse(data=card, meta=ResponseMeta(request_id=context.request_id))
 
     async def list_prices(self, request: ListPricesRequest, context: CallContext) -> ListPricesResponse:
         """List the cards of the store, then those of the catalog, each by provider, model and date.
@@ -99,7 +99,7 @@ class PricingService:
                 for card in found[start:end]
             ],
             pagination=page.described(following, len(found) if page.number else None),
-            meta=meta_of(context),
+            meta=ResponseMeta(request_id=context.request_id),
         )
 
     async def _matching(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from llm_cost_ops._gen.messages import EraseUserRequest, EraseUserResponse, Erasure
+from llm_cost_ops._gen.messages import EraseUserRequest, EraseUserResponse, Erasure, ResponseMeta
 from llm_cost_ops.ledger import Ledger, Position
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import CallContext, uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service.access.tenancy import actor_of
-from llm_cost_ops.service.pages import meta_of
 
 __all__ = ["PrivacyService"]
 
@@ -32,7 +30,7 @@ class PrivacyService:
                 done.records += step.records
                 after = step.position
                 if after is None:
-                    return EraseUserResponse(data=done, meta=meta_of(context))
+                    return EraseUserResponse(data=done, meta=ResponseMeta(request_id=context.request_id))
                 context.check_deadline()
         except RpcError as error:
             if error.code is not StatusCode.DEADLINE_EXCEEDED:

@@ -1,10 +1,16 @@
-"""Records usage and reads it back."""
+"""Takes usage in, and gives it back.
+
+What a caller sent becomes what a ledger keeps, with its price, and that a receipt. A batch goes through
+`Intake`: each record is checked, priced and handed to the ledger before the next.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
-from datetime import datetime
+from datetime import UTC, datetime
+
+from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest,
@@ -13,10 +19,13 @@ from llm_cost_ops._gen.messages import (
     CorrectUsageResponse,
     ExportUsageRequest,
     ExportUsageResponse,
+    FieldViolation,
     ListUsageRequest,
     ListUsageResponse,
     ListUsageRevisionsRequest,
     ListUsageRevisionsResponse,
+    RecordError,
+    ResponseMeta,
     RevisionKind,
     StreamProblem,
     StreamUsageRequest,
@@ -25,32 +34,39 @@ from llm_cost_ops._gen.messages import (
     SubmitStatus,
     SubmitUsageRequest,
     SubmitUsageResponse,
+    UsageReceipt,
     UsageRecord,
     UsageRevisions,
     VoidUsageRequest,
     VoidUsageResponse,
 )
-from llm_cost_ops.ledger import Ledger, Position
+from llm_cost_ops.ledger import Alike, Batch, Ledger, Position
 from llm_cost_ops.ledger.duplicates import is_duplicate
-from llm_cost_ops.ledger.encoding import to_micros, usage_id
-from llm_cost_ops.ledger.retention import removed_error
-from llm_cost_ops.ledger.types import Appended, Filter
-from llm_cost_ops.pricing.money import to_units
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.runtime import utc_now
+from llm_cost_ops.ledger.encoding import MAX_UNITS, check_record_cost, usage_id
+from llm_cost_ops.ledger.types import Appended, Entry, Filter
+from llm_cost_ops.pricing.money import from_units, to_units
+from llm_cost_ops.pricing.pricebook import PriceBook
+from llm_cost_ops.rpc.context import CallContext, utc_now
 from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 from llm_cost_ops.rules.batches import counted, refused
-from llm_cost_ops.rules.chunks import chunks_of
-from llm_cost_ops.rules.requests import MAX_BATCH_KEY
-from llm_cost_ops.rules.usage import CLOCK_SKEW, is_ahead
+from llm_cost_ops.rules.requests import (
+    CLOCK_SKEW,
+    MAX_BATCH_KEY,
+    as_kept,
+    check_record,
+    in_utc,
+    is_ahead,
+    is_as_kept,
+    keeps_unknown,
+)
 from llm_cost_ops.service import corrections
-from llm_cost_ops.service.intake import CONFLICTING, Intake, as_kept, in_utc, new_entry, receipt_of, result_of
-from llm_cost_ops.service.pages import Page, filter_of, meta_of
+from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
+from llm_cost_ops.service.pages import Page, export, filter_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.retention import removed_before
 
-__all__ = ["UsageService", "export"]
+__all__ = ["Intake", "UsageService", "new_entry"]
 
 # Records of a stream go into one transaction: so many, or those that came in so many seconds.
 BATCH_RECORDS = 1000
@@ -64,6 +80,14 @@ _MAX_WAIT = 60.0
 
 # Records that are dealt with between two looks at the clock: less than a millisecond.
 _AT_ONCE = 32
+
+
+CONFLICTING = "the idempotency key was used before with other content"
+
+_CREATED = SubmitStatus.CREATED
+_DUPLICATE = SubmitStatus.DUPLICATE
+# In the place of a result that is known later.
+_OPEN = SubmitResult()
 
 
 class UsageService:
@@ -102,7 +126,7 @@ class UsageService:
         if done.status == SubmitStatus.DUPLICATE:
             context.response_status = 200
         receipt = receipt_of(done, request.usage.organization_id)
-        return SubmitUsageResponse(data=receipt, meta=meta_of(context))
+        return SubmitUsageResponse(data=receipt, meta=ResponseMeta(request_id=context.request_id))
 
     async def batch_submit_usage(
         self, request: BatchSubmitUsageRequest, context: CallContext
@@ -114,7 +138,9 @@ class UsageService:
             rule = f"of a batch must have at most {MAX_BATCH_KEY} characters, not {len(key)}"
             raise invalid_argument("idempotency_key", rule)
         results = await self._write(request.records, "records[{}]", 0, context)
-        return BatchSubmitUsageResponse(data=counted(results), meta=meta_of(context))
+        return BatchSubmitUsageResponse(
+            data=counted(results), meta=ResponseMeta(request_id=context.request_id)
+        )
 
     async def stream_usage(
         self, requests: AsyncIterator[StreamUsageRequest], context: CallContext
@@ -161,7 +187,9 @@ class UsageService:
         total = await self._total(where, page, position, len(records), context) if page.number else None
         pagination = page.described(position, total)
         pagination.removed_before = await removed_before(self._ledger, where, context)
-        return ListUsageResponse(data=records, pagination=pagination, meta=meta_of(context))
+        return ListUsageResponse(
+            data=records, pagination=pagination, meta=ResponseMeta(request_id=context.request_id)
+        )
 
     async def _total(
         self, where: Filter, page: Page, following: Position | None, found: int, context: CallContext
@@ -175,12 +203,12 @@ class UsageService:
     async def void_usage(self, request: VoidUsageRequest, context: CallContext) -> VoidUsageResponse:
         """Take a record out of the sums."""
         revision = await corrections.void(self._ledger, request, context)
-        return VoidUsageResponse(data=revision, meta=meta_of(context))
+        return VoidUsageResponse(data=revision, meta=ResponseMeta(request_id=context.request_id))
 
     async def correct_usage(self, request: CorrectUsageRequest, context: CallContext) -> CorrectUsageResponse:
         """Change fields of a record."""
         revision = await corrections.correct(self._ledger, self._prices, request, context)
-        return CorrectUsageResponse(data=revision, meta=meta_of(context))
+        return CorrectUsageResponse(data=revision, meta=ResponseMeta(request_id=context.request_id))
 
     async def list_usage_revisions(
         self, request: ListUsageRevisionsRequest, context: CallContext
@@ -188,7 +216,7 @@ class UsageService:
         """Give every revision of a record."""
         found = await corrections.revisions(self._ledger, request, context)
         data = UsageRevisions(usage_id=request.usage_id, revisions=found)
-        return ListUsageRevisionsResponse(data=data, meta=meta_of(context))
+        return ListUsageRevisionsResponse(data=data, meta=ResponseMeta(request_id=context.request_id))
 
     async def _write(
         self, records: Sequence[UsageRecord], path: str, first: int, context: CallContext
@@ -312,33 +340,167 @@ def _acknowledged(before: StreamUsageResponse, results: Sequence[SubmitResult]) 
     return answer
 
 
-_PAGE = 500
+def new_entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry:
+    """The record as it will be stored, and its price."""
+    record = as_kept(sent)
+    price = book.price(record, at=record.timestamp or now)
+    check_record_cost(price.units, price.by.currency)
+    return Entry(record, str.__str__(sent.idempotency_key or key), now, price.units, price.by)
 
 
-async def export(
-    ledger: Ledger, request: ExportUsageRequest, context: CallContext
-) -> AsyncGenerator[ExportUsageResponse, None]:
-    """Give the records by timestamp, a page in memory at a time.
+def result_of(record: UsageRecord, done: Appended) -> SubmitResult:
+    """The result of a record of which the ledger says what became."""
+    if done.status is SubmitStatus.CONFLICT:
+        violation = FieldViolation(field="idempotency_key", description=CONFLICTING)
+        error = RecordError(code="ALREADY_EXISTS", message=CONFLICTING, violations=[violation])
+        return SubmitResult(status=done.status, error=error)
+    return SubmitResult(status=done.status, usage=receipt_of(done, record.organization_id))
 
-    A page begins behind the last record of the page before, whatever was added meanwhile; so the
-    position is the only thing that an export keeps, and no transaction is open between pages.
+
+def receipt_of(done: Appended, organization_id: str) -> UsageReceipt:
+    """The receipt of a record that was created, or was there already."""
+    return UsageReceipt(
+        usage_id=done.usage_id,
+        organization_id=organization_id,
+        estimated_cost=None if done.units is None else from_units(done.units),
+        currency=done.currency,
+        processed_at=done.processed_at,
+        cost_status=done.cost_status,
+        duplicate=done.status is _DUPLICATE,
+    )
+
+
+class Intake:
+    """One pass over the records of a batch, which go into `batch` unless they may not be written.
+
+    `path` says where a record stands in the request, with {} for its number; that of the first is `first`.
+    `results` are those of the records so far. Open are those in `ahead`, by their places: their times are
+    further in the future than clocks may differ. `places` says where each entry of the batch stands; its
+    result is that of a created one, or open where the batch gave no id.
     """
-    order = request.order or "asc"
-    if order not in ("asc", "desc"):
-        raise invalid_argument("order", f"must be asc or desc, not {order[:64]!r}")
-    where = filter_of(request)
-    after: Position | None = None
-    while True:
-        records, after = await ledger.list_usage(
-            where, "timestamp", order == "desc", _PAGE, after, None, context
+
+    def __init__(
+        self, batch: Batch, book: PriceBook, now: datetime, path: str, first: int, context: CallContext
+    ) -> None:
+        self.batch = batch
+        self.results: list[SubmitResult] = []
+        self.ahead: list[int] = []
+        self.places: list[int] = []
+        self._book = book
+        self._kinds: dict[tuple[str, ...], _Kind] = {}
+        self._price = book.price_by
+        self._add = batch.add
+        self._now = now
+        self._latest = now + CLOCK_SKEW
+        self._path = path
+        self._first = first
+        self._context = context
+        self._call_key = context.idempotency_key
+        self._keep_unknown = keeps_unknown(context.metadata)
+        self._accessible: str | None = None
+
+    def take(self, records: Iterable[UsageRecord]) -> None:
+        """Take the next records in."""
+        results, keep_unknown, latest = self.results, self._keep_unknown, self._latest
+        violations: list[Violation] = []
+        for record in records:
+            check_record(record, "", None, violations, keep_unknown)
+            if violations or record.organization_id != self._accessible:
+                violations.clear()
+                refusal = self._refusal(record)
+                if refusal is not None:
+                    results.append(refusal)
+                    continue
+            moment = record.timestamp
+            if moment is not None and (moment if moment.tzinfo is UTC else in_utc(moment)) > latest:
+                self.ahead.append(len(results))
+                results.append(_OPEN)
+                continue
+            try:
+                results.append(self._added(record))
+            except RpcError as error:
+                results.append(refused(error.violations, error.code))
+
+    def path_of(self, place: int) -> str:
+        """Where the record at a place stands in the request."""
+        return self._path.format(self._first + place)
+
+    def key_of(self, record: UsageRecord, place: int) -> str:
+        """The idempotency key of the record at a place, "" for none."""
+        call_key = self._call_key
+        return record.idempotency_key or (f"{call_key}:{self._first + place}" if call_key else "")
+
+    def _refusal(self, record: UsageRecord) -> SubmitResult | None:
+        """Why a record may not be written, None where it may."""
+        violations: list[Violation] = []
+        path = self.path_of(len(self.results))
+        check_record(record, path, None, violations, self._keep_unknown)
+        if violations:
+            # It is refused whatever its time is, and then that is said as well.
+            violations.clear()
+            check_record(record, path, self._now, violations, self._keep_unknown)
+            return refused(violations)
+        organization = record.organization_id
+        if not may_access(self._context, organization):
+            foreign = Violation(f"{path}.organization_id".lstrip("."), OTHER_ORGANIZATION)
+            return refused([foreign], StatusCode.PERMISSION_DENIED)
+        self._accessible = organization
+        return None
+
+    def _added(self, record: UsageRecord) -> SubmitResult:
+        """Hand a record to the batch; its result."""
+        now, place, organization = self._now, len(self.results), record.organization_id
+        key = (
+            organization,
+            record.provider,
+            record.model_id,
+            record.project_id,
+            record.operation,
+            record.service_tier,
+            record.processing,
+            record.region,
+            record.speed,
         )
-        # Asked after it, so that a removal while this runs is told too.
-        missing = None if where.start is None else await removed_before(ledger, where, context)
-        if missing is not None:
-            whose = ", ".join(where.organization_ids) or "some organizations"
-            raise removed_error(whose, to_micros(missing), "one by one")
-        for chunk in chunks_of(records):
-            yield ExportUsageResponse(records=chunk)
-        if after is None:
-            return
-        context.check_deadline()
+        kind = self._kinds.get(key) or self._new_kind(key, record)
+        own: str | int = record.idempotency_key
+        if own:
+            record = replace(record)
+            record.idempotency_key = ""
+            own = str.__str__(own)
+        kept = record if is_as_kept(record, kind.provider) else as_kept(record, kind.provider)
+        units, by = self._price(kind.plan, kept, kept.timestamp or now)
+        if units is not None and units > MAX_UNITS:
+            check_record_cost(units, by.currency)
+        number = self._first + place
+        if self._call_key and (not own or own == f"{self._call_key}:{number}"):
+            # As every client numbers them that sends keys: ids are made faster of numbers.
+            own = number
+        made = self._add(kept, own, now, units, by, kind.alike)
+        self.places.append(place)
+        if not made:
+            return _OPEN
+        receipt = UsageReceipt(
+            usage_id=made,
+            organization_id=organization,
+            estimated_cost=None if units is None else from_units(units),
+            currency=by.currency,
+            processed_at=now,
+            cost_status=by.status,
+        )
+        return SubmitResult(status=_CREATED, usage=receipt)
+
+    def _new_kind(self, key: tuple[str, ...], record: UsageRecord) -> _Kind:
+        kind = self._kinds[key] = _Kind(record, self._book)
+        return kind
+
+
+class _Kind:
+    """What records of a batch have in common that say the same of whom and what was called."""
+
+    __slots__ = ("alike", "plan", "provider")
+
+    def __init__(self, record: UsageRecord, book: PriceBook) -> None:
+        kept = as_kept(record)
+        self.provider = kept.provider
+        self.plan = book.plan_of(kept)
+        self.alike: Alike = {}

@@ -13,9 +13,8 @@ from llm_cost_ops._gen.messages import SubmitUsageRequest, SubmitUsageResponse, 
 from llm_cost_ops._gen.methods import SUBMIT_USAGE
 from llm_cost_ops.exceptions import CostOpsError, ServerError, error_from_rpc
 from llm_cost_ops.rpc.channel import AsyncChannel, Channel
-from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.context import CallContext, ForeignAwaitError, drive
 from llm_cost_ops.rpc.interceptor import AnyInterceptor, Transport
-from llm_cost_ops.rpc.runtime import ForeignAwaitError, drive
 from llm_cost_ops.testing.scripted import Fault, ScriptedTransport
 from llm_cost_ops.testing.stream_check import check_streams
 from llm_cost_ops.testing.virtual_time import AsyncVirtualRuntime, VirtualRuntime

@@ -7,10 +7,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
-from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.context import CallContext, uuid7
 from llm_cost_ops.rpc.handler import ServiceHandler
-from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation
 from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed
 
 __all__ = ["InProcessTransport"]
@@ -35,7 +33,7 @@ class InProcessTransport:
         """Call the servicer, and return its response or raise RpcError."""
         served = self._served(context)
         try:
-            response = await self._handler.unary_unary(request, served)
+            response = await self._answer(context)(request, served)
         except RpcError as error:
             raise self._with_request_id(error, served) from error.__cause__
         except Exception as error:
@@ -47,18 +45,16 @@ class InProcessTransport:
 
     def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Call the servicer, and yield its responses or raise RpcError."""
-        return self._stream(self._handler.unary_stream, request, context)
+        return self._stream(request, context)
 
     def stream_stream(self, requests: Any, context: CallContext) -> AsyncGenerator[object, None]:
         """Hand the requests to the servicer, and yield its responses or raise RpcError."""
-        return self._stream(self._handler.stream_stream, requests, context)
+        return self._stream(requests, context)
 
-    async def _stream(
-        self, answer: StreamContinuation[Req, Res], request: Req, context: CallContext
-    ) -> AsyncGenerator[Res, None]:
+    async def _stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         served = self._served(context)
         try:
-            async with aclosing(answer(request, served)) as responses:
+            async with aclosing(self._answer(context)(request, served)) as responses:
                 async for response in responses:
                     context.response_status = served.response_status or context.method.success_status
                     yield response
@@ -70,6 +66,12 @@ class InProcessTransport:
             raise _hidden(error, served) from error
         finally:
             context.response_metadata = served.response_metadata
+
+    def _answer(self, context: CallContext) -> Callable[[Any, CallContext], Any]:
+        answer = self._handler.answers.get(context.method.path)
+        if answer is None:
+            raise RpcError(StatusCode.UNIMPLEMENTED, f"no method {context.method.path}")
+        return answer
 
     def _served(self, context: CallContext) -> CallContext:
         """The server's side of the call."""

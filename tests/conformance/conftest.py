@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llm_cost_ops.client import batching, clients
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.transports.grpc.connection import CallConnection
 from tests.conformance.clients import COLOURS, TRANSPORTS, open_client, running_server
 

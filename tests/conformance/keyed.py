@@ -10,8 +10,8 @@ from typing import Any
 
 from llm_cost_ops._gen.methods import GET_HEALTH
 from llm_cost_ops.ledger.sqlite import SqliteLedger
-from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.rpc.context import CallContext, Metadata, drive
+from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.service.access.keys import create_key, revoke_key
 from tests.conformance.clients import open_client, running_server
 

@@ -10,7 +10,7 @@ import pytest
 
 from llm_cost_ops import ConflictError, NotFoundError, UsageRecord, ValidationError, usage_from_response
 from llm_cost_ops.exceptions import CostOpsError
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.types import CostStatus, RevisionKind, SubmitStatus, UsageQuality
 
 AT = datetime(2026, 11, 20, 15, tzinfo=UTC)

@@ -10,7 +10,7 @@ import pytest
 
 from llm_cost_ops import NotFoundError, ValidationError
 from llm_cost_ops.exceptions import CostOpsError
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.types import CostStatus, RetentionPolicy
 from tests.conformance.clients import each
 

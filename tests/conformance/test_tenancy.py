@@ -13,9 +13,8 @@ import pytest
 from llm_cost_ops import AuthenticationError, AuthorizationError, NotFoundError, UsageRecord, ValidationError
 from llm_cost_ops._gen import methods
 from llm_cost_ops._gen.messages import StreamUsageRequest
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import drive, uuid7
 from llm_cost_ops.rpc.method import MethodDescriptor
-from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.server.admission import Admission
 from llm_cost_ops.service import open_service
 from llm_cost_ops.service.access.authentication import Authentication

@@ -25,7 +25,7 @@ from llm_cost_ops import (
     CostOpsError,
     RetryConfig,
 )
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 from tests.faults.lossy import DELAY, LossyGrpc, LossyHttp
 from tests.faulty_peers import FaultyPeer
 from tests.served import Restarted

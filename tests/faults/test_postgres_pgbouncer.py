@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from llm_cost_ops.ledger import Filter, open_ledger
-from llm_cost_ops.ledger.postgres import database
 from llm_cost_ops.ledger.postgres.connection import Session
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.ledger.postgres.url import database
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.faults.shared_database import Load, check_kept, servers
 from tests.ledger_suite import LedgerSuite

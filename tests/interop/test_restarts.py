@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient, CostOpsError, RetryConfig
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 from tests.served import Restarted
 from tests.waiting import MAX_WAIT, until
 

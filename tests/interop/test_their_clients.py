@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llm_cost_ops import CostOpsClient, ValidationError
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 from tests.conformance.clients import running_server
 from tests.interop.conftest import PEERS
 from tests.nginx import nginx

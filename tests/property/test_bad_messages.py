@@ -19,7 +19,6 @@ from llm_cost_ops._gen.messages import (
     TimeWindow,
     UsageRecord,
 )
-from llm_cost_ops._gen.methods import CREATE_PRICE
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.rules.requests import CHECKS, check_record
 
@@ -79,7 +78,7 @@ def broken(message: Any, path: str = "", **changes: Any) -> list[Violation]:
     if isinstance(message, UsageRecord):
         check_record(changed, path, NOW, violations)
     else:
-        CHECKS[CREATE_PRICE.path](changed, NOW, violations, False)
+        CHECKS[CreatePriceRequest](changed, NOW, violations, False)
     return violations
 
 

@@ -23,11 +23,11 @@ from llm_cost_ops._gen.messages import (
     UsageRecord,
 )
 from llm_cost_ops.pricing.calculator import calculate_cost
-from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
 from llm_cost_ops.pricing.meters import RATE_FALLBACKS
 from llm_cost_ops.pricing.money import to_units
+from llm_cost_ops.pricing.pricebook import CompiledCard
 from llm_cost_ops.rules.meters import INPUT_METERS, OUTPUT_METERS, PLAIN_METERS, TOKEN_METERS
-from llm_cost_ops.rules.usage import check_usage
+from llm_cost_ops.rules.requests import check_usage
 from tests.metered import split_meters
 
 UNIT_METERS = ("REQUESTS", "WEB_SEARCHES", "PAGES", "ANNOTATED_PAGES", "AUDIO_SECONDS", "SEARCH_UNITS")
@@ -205,7 +205,7 @@ def test_integers_fractions_and_decimals_agree(card: RateCard, record: UsageReco
     assert violations == []
     expected, partial = _oracle(card, record, Fraction, _round_fraction)
 
-    units, status = compile_card(card).total(record)
+    units, status = CompiledCard(card).total(record)
     assert units is not None
     assert Fraction(units, 10**12) == expected
     assert (status == "partial") == partial
@@ -255,7 +255,7 @@ def test_the_integer_path_has_the_same_costs(card: RateCard, record: UsageRecord
     record = replace(record, modality=None, meters={}, request_count=None)
     expected, _ = _oracle(card, record, Fraction, _round_fraction)
     with mock.patch.object(CompiledCard, "_exact_total", side_effect=AssertionError("not whole numbers")):
-        units, status = compile_card(card).total(record)
+        units, status = CompiledCard(card).total(record)
     assert units is not None
     assert (Fraction(units, 10**12), status) == (expected, "priced")
 
@@ -280,7 +280,7 @@ def test_meters_are_disjoint_and_sum_to_the_totals(record: UsageRecord) -> None:
 
 @given(cards(tiered=False), COUNTS, COUNTS, st.integers(0, 10**6))
 def test_more_never_costs_less(card: RateCard, read: int, written: int, more: int) -> None:
-    compiled = compile_card(card)
+    compiled = CompiledCard(card)
     before = compiled.total(UsageRecord(input_tokens=read, output_tokens=written))[0]
     after = compiled.total(UsageRecord(input_tokens=read + more, output_tokens=written))[0]
     assert before is not None
@@ -295,7 +295,7 @@ def test_more_never_costs_less(card: RateCard, read: int, written: int, more: in
 )
 def test_costs_add_up(price_in: Decimal, price_out: Decimal, calls: list[tuple[int, int]]) -> None:
     card = RateCard(rates=[Rate(meter="INPUT", price=price_in), Rate(meter="OUTPUT", price=price_out)])
-    compiled = compile_card(card)
+    compiled = CompiledCard(card)
     apart = [compiled.total(UsageRecord(input_tokens=read, output_tokens=out))[0] or 0 for read, out in calls]
     together = UsageRecord(input_tokens=sum(c[0] for c in calls), output_tokens=sum(c[1] for c in calls))
     assert compiled.total(together)[0] == sum(apart)
@@ -304,10 +304,10 @@ def test_costs_add_up(price_in: Decimal, price_out: Decimal, calls: list[tuple[i
 @given(cards(), records(), st.integers(1, 6))
 def test_the_callers_context_changes_nothing(card: RateCard, record: UsageRecord, precision: int) -> None:
     expected = calculate_cost(record, card)
-    units = compile_card(card).total(record)
+    units = CompiledCard(card).total(record)
     hostile = decimal.Context(prec=precision, rounding=decimal.ROUND_CEILING, Emax=2, Emin=-2)
     with decimal.localcontext(hostile) as context:
-        found, again = compile_card(card).total(record), calculate_cost(record, card)
+        found, again = CompiledCard(card).total(record), calculate_cost(record, card)
         assert not any(context.flags.values())
     assert (found, again) == (units, expected)
 
@@ -316,6 +316,6 @@ def test_the_callers_context_changes_nothing(card: RateCard, record: UsageRecord
 def test_money_survives_its_own_units(card: RateCard, record: UsageRecord) -> None:
     cost = calculate_cost(record, card)
     assert cost.total_cost is not None
-    units = compile_card(card).total(record)[0]
+    units = CompiledCard(card).total(record)[0]
     assert to_units(cost.total_cost) == units
     assert all(line.cost.as_tuple().exponent in range(-12, 1) for line in cost.lines)

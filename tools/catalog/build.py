@@ -15,8 +15,7 @@ from pathlib import Path
 import msgspec
 
 from llm_cost_ops.catalog import bundle
-from llm_cost_ops.catalog.bundle import Match, Payload, ProviderRow, read_bundle, write_bundle
-from llm_cost_ops.catalog.errors import CatalogError
+from llm_cost_ops.catalog.bundle import CatalogError, Match, Payload, ProviderRow, read_bundle, write_bundle
 from tools.catalog.litellm import SOURCE_URL, SecondSource, add_models, read_second_source
 from tools.catalog.overrides import Overrides, apply_overrides
 from tools.catalog.sources import Draft, DraftModel, read_provider

@@ -20,8 +20,7 @@ from typing import Any
 
 import msgspec
 
-from llm_cost_ops.catalog.bundle import CardRow, ModelRow, RateRow
-from llm_cost_ops.catalog.errors import CatalogError
+from llm_cost_ops.catalog.bundle import CardRow, CatalogError, ModelRow, RateRow
 from llm_cost_ops.catalog.names import NameTable
 from tools.catalog.overrides import DisagreementFact
 from tools.catalog.sources import Draft, DraftModel, read_provider

@@ -8,8 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from llm_cost_ops.catalog.bundle import CardRow, ModelRow, MultiplierRow, RateRow
-from llm_cost_ops.catalog.errors import CatalogError
+from llm_cost_ops.catalog.bundle import CardRow, CatalogError, ModelRow, MultiplierRow, RateRow
 from tools.catalog.sources import Backdate, Draft, DraftModel
 
 __all__ = ["DisagreementFact", "Overrides", "apply_overrides"]

@@ -9,8 +9,7 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal
 import genai_prices.types as genai
 import msgspec
 
-from llm_cost_ops.catalog.bundle import CardRow, Match, ModelRow, RateRow, WindowRow
-from llm_cost_ops.catalog.errors import CatalogError
+from llm_cost_ops.catalog.bundle import CardRow, CatalogError, Match, ModelRow, RateRow, WindowRow
 
 __all__ = [
     "MAPPED_PRICES",

@@ -20,7 +20,7 @@ from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.revise import revise
 from llm_cost_ops.ledger.postgres.rows import Row, row_of, series_of, units_of, units_sql
 from llm_cost_ops.ledger.postgres.workers import Connected, Ticket
-from llm_cost_ops.ledger.postgres.writing import write
+from llm_cost_ops.ledger.postgres.writing import MIN_COPIED, write
 from llm_cost_ops.ledger.protocols import Alike
 from llm_cost_ops.ledger.retention import removed_duplicate
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
@@ -33,6 +33,8 @@ __all__ = ["Answer", "Appender", "PostgresBatch"]
 
 # More rows in a transaction take no less of the database for each, and its calls wait longer.
 _MAX_ROWS = 4000
+# Rows for one are made while the other waits for the database.
+_CONNECTIONS = 2
 _MAX_WAITING = 10_000
 _CLOSING = 30.0
 # What fails for these reasons fails for each of a group.
@@ -178,7 +180,9 @@ Place = tuple[PostgresBatch, int]
 
 
 class Appender:
-    """A thread that commits what waits together, and acknowledges it after that.
+    """Threads that commit what waits together, and acknowledge it after that.
+
+    A few rows wait for the commit that is under way, to share the next; as many as are copied do not.
 
     The same rows may be written again, after a connection was lost in the middle of a commit: their ids are
     made before, so that they are found then.
@@ -195,10 +199,12 @@ class Appender:
     def _begin(self) -> None:
         self._changed = threading.Condition()
         self._waiting: deque[tuple[PostgresBatch, Ticket[Answer]]] = deque()
-        self._thread: threading.Thread | None = None
+        self._waiting_rows = 0
+        self._threads: list[threading.Thread] = []
+        self._committing = 0
 
     def forget(self) -> None:
-        """In a forked child: the thread and its connection are the parent's."""
+        """In a forked child: the threads and their connections are the parent's."""
         self._begin()
 
     def put(self, batch: PostgresBatch, until: float | None) -> Ticket[Answer]:
@@ -210,9 +216,11 @@ class Appender:
             if len(self._waiting) >= _MAX_WAITING:
                 raise busy_error()
             self._waiting.append((batch, ticket))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="llm-cost-ops-commit", daemon=True)
-                self._thread.start()
+            self._waiting_rows += len(batch.rows)
+            if self._is_due() and len(self._threads) == self._committing < _CONNECTIONS:
+                thread = threading.Thread(target=self._work, name="llm-cost-ops-commit", daemon=True)
+                self._threads.append(thread)
+                thread.start()
             self._changed.notify()
         return ticket
 
@@ -222,31 +230,45 @@ class Appender:
         return len(self._waiting)
 
     def close(self) -> None:
-        """Commit what is queued, and end the thread."""
+        """Commit what is queued, and end the threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            thread = self._thread
-        if thread is not None:
+            threads = list(self._threads)
+        for thread in threads:
             thread.join(_CLOSING)
 
     def _work(self) -> None:
         connected = Connected(self._database)
         try:
             while group := self._next_group():
-                self._commit(connected, group)
+                try:
+                    self._commit(connected, group)
+                finally:
+                    self._end_commit()
                 del group
         finally:
             connected.close()
+
+    def _is_due(self) -> bool:
+        """Whether what waits is to be committed now, and not together with what comes meanwhile."""
+        return bool(self._waiting) and (not self._committing or self._waiting_rows >= MIN_COPIED)
 
     def _next_group(self) -> list[tuple[PostgresBatch, Ticket[Answer]]]:
         """Wait for tickets, and take those that were priced with the same cards; none when it is closed."""
         group: list[tuple[PostgresBatch, Ticket[Answer]]] = []
         with self._changed:
             while not group and (self._waiting or not self._closed):
-                self._changed.wait_for(lambda: self._waiting or self._closed)
+                self._changed.wait_for(lambda: self._is_due() or (self._closed and not self._waiting))
                 self._take(group)
+            self._committing += bool(group)
         return group
+
+    def _end_commit(self) -> None:
+        with self._changed:
+            self._committing -= 1
+            # One that waited for this.
+            self._changed.notify()
 
     def _take(self, group: list[tuple[PostgresBatch, Ticket[Answer]]]) -> None:
         rows = 0
@@ -255,6 +277,7 @@ class Appender:
             if group and batch.revision != group[0][0].revision:
                 return
             self._waiting.popleft()
+            self._waiting_rows -= len(batch.rows)
             if ticket.is_late() or not ticket.future.set_running_or_notify_cancel():
                 _fail(ticket, busy_error())
                 continue
@@ -301,12 +324,14 @@ class Appender:
             batch.other_cards = written is None
         if written is None:
             return
-        self.commits += 1
-        for org, new in written.items():
+        for new in written.values():
             for place in new:
                 batch, at = places[place]
                 batch.created(at)
-            self._written(org, len(new))
+        with self._changed:
+            self.commits += 1
+            for org, new in written.items():
+                self._written(org, len(new))
 
 
 def _settle(session: Session, batches: list[PostgresBatch]) -> list[Place]:

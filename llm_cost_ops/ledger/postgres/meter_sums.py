@@ -26,7 +26,7 @@ from llm_cost_ops.ledger.postgres.sums import (
 )
 from llm_cost_ops.ledger.shares import add_share, shares_of
 from llm_cost_ops.ledger.types import Amounts, CardOf, Filter
-from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
+from llm_cost_ops.pricing.pricebook import CompiledCard
 from llm_cost_ops.rules.limits import check_amounts
 
 __all__ = ["summarize_meters"]
@@ -98,7 +98,7 @@ class _Cards:
         query = f"SELECT {columns} FROM llm_cost_ops.pricing WHERE id = ANY(%s)"
         for pricing, *facts in self._session.rows(query, list(pricings)):
             card = self._card(*facts)
-            self.found[pricing] = None if card is None else compile_card(card)
+            self.found[pricing] = None if card is None else CompiledCard(card)
 
     def _card(self, card_id: str, version: int, origin: str, digest: bytes) -> RateCard | None:
         if not card_id:

@@ -10,7 +10,7 @@ import psycopg
 
 from llm_cost_ops._gen.messages import RevisionKind
 from llm_cost_ops.ledger.encoding import decode_usage, from_micros, to_micros
-from llm_cost_ops.ledger.postgres import database, schema
+from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.errors import rpc_error
 from llm_cost_ops.ledger.postgres.interning import Ids, intern, organization_ids
@@ -25,6 +25,7 @@ from llm_cost_ops.ledger.postgres.revise import (
 )
 from llm_cost_ops.ledger.postgres.rows import Row, prepare, series_of, text_array, units_sql
 from llm_cost_ops.ledger.postgres.sums import quarter_sql
+from llm_cost_ops.ledger.postgres.url import database
 from llm_cost_ops.ledger.transfer import (
     Added,
     Moved,

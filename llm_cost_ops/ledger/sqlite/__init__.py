@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
-
-from llm_cost_ops.exceptions import ConfigurationError
-from llm_cost_ops.ledger.sqlite.connection import DURABILITIES
 from llm_cost_ops.ledger.sqlite.ledger import SqliteLedger
+from llm_cost_ops.ledger.sqlite.url import path_of
 
-__all__ = ["SqliteLedger", "open", "path_of"]
+__all__ = ["SqliteLedger", "open"]
 
 
 def open(url: str, *, durability: str, group_commit: bool) -> SqliteLedger:  # noqa: A001 - each backend has it
@@ -19,24 +15,3 @@ def open(url: str, *, durability: str, group_commit: bool) -> SqliteLedger:  # n
     """
     path, durability = path_of(url, durability)
     return SqliteLedger(path, durability=durability, group_commit=group_commit)
-
-
-def path_of(url: str, durability: str) -> tuple[str | None, str]:
-    """The path of the file that a URL names, None for memory; and its durability. See `open`."""
-    parts = urlsplit(url)
-    if parts.netloc:
-        raise _wrong("has three slashes before the path, as in sqlite:///costs.db")
-    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    durability = options.pop("durability", durability)
-    if options:
-        raise _wrong(f"has an unknown option {min(options)!r}")
-    if durability not in DURABILITIES:
-        raise _wrong(f"durability must be {' or '.join(map(repr, DURABILITIES))}, not {durability!r}")
-    path = unquote(parts.path)[1:]
-    if parts.path and not path:
-        raise _wrong("names no file, as sqlite:///costs.db does; private memory is sqlite://")
-    return str(Path(path).expanduser()) if path else None, durability
-
-
-def _wrong(rule: str) -> ConfigurationError:
-    return ConfigurationError(f"base_url: {rule}", parameter="base_url")

@@ -1,9 +1,9 @@
-"""Appending usage: the jobs that write rows, and the series and pricings that rows share."""
+"""Appending usage: batches, and what becomes of an entry whose id is there already."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -27,10 +27,11 @@ from llm_cost_ops.ledger.sqlite.revise import revise
 from llm_cost_ops.ledger.sqlite.rows import (
     NO_IDS,
     Ids,
+    Interner,
     Row,
     SeriesKey,
+    created,
     own_columns,
-    prepare,
     series_key_of,
     units_of,
 )
@@ -39,20 +40,19 @@ from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rules.times import QUARTER
 
-__all__ = ["AppendOne", "Interner", "SqliteBatch"]
+__all__ = ["INSERT", "MARKS", "SqliteBatch", "settle"]
 
 # Those of a Row.
 _COLUMNS = 17
-_MARKS = f"NULL{', ?' * _COLUMNS}"
+MARKS = f"NULL{', ?' * _COLUMNS}"
 # Where the organization has a record with the id already, the index refuses the row.
-_INSERT = f"INSERT INTO usage VALUES ({_MARKS})"
+INSERT = f"INSERT INTO usage VALUES ({MARKS})"
 # A statement of many rows takes three quarters of the time of as many statements. Where one is refused, none
 # of its statement is inserted.
 _ROWS_AT_ONCE = 50
 _AT_ONCE = _ROWS_AT_ONCE * _COLUMNS
-_INSERT_ROWS = f"INSERT INTO usage VALUES {', '.join([f'({_MARKS})'] * _ROWS_AT_ONCE)}"
-_INSERT_AT = f"INSERT INTO usage SELECT {_MARKS} WHERE ? = (SELECT ifnull(max(seq), 0) FROM card)"
-_INSERT_NEW = f"{_INSERT} ON CONFLICT (org, id) DO NOTHING"
+_INSERT_ROWS = f"INSERT INTO usage VALUES {', '.join([f'({MARKS})'] * _ROWS_AT_ONCE)}"
+_INSERT_NEW = f"{INSERT} ON CONFLICT (org, id) DO NOTHING"
 # With the record as it was sent, or as it superseded one without counts; the number of the revision in force
 # where the record may be superseded itself, else NULL; and whether a user was erased from it. A record
 # that was removed is of no series.
@@ -66,125 +66,6 @@ _FIND = (
     "LEFT JOIN revision v ON v.usage = u.seq AND v.kind = 'superseded' "
     "LEFT JOIN series s ON s.id = ifnull(v.series, u.series) WHERE u.org = ? AND u.id = ?"
 )
-_FIND_SERIES = (
-    "SELECT id FROM series WHERE org = ? AND provider = ? AND model = ? AND project = ? AND operation = ? "
-    "AND service_tier = ? AND processing = ? AND region = ? AND currency = ? AND status = ?"
-)
-_ADD_SERIES = (
-    "INSERT INTO series (org, provider, model, project, operation, service_tier, processing, region, "
-    f"currency, status) VALUES ({', '.join('?' * 10)})"
-)
-_FIND_PRICING = (
-    "SELECT id FROM pricing WHERE card_id = ? AND card_version = ? AND origin_version = ? AND fallbacks = ? "
-    "AND digest = ?"
-)
-_ADD_PRICING = (
-    "INSERT INTO pricing (card_id, card_version, origin_version, fallbacks, digest) VALUES (?, ?, ?, ?, ?)"
-)
-
-
-class Interner:
-    """The ids of what many rows share. What a transaction added counts from its commit on.
-
-    Rows of these tables are never changed, so what one process knows stays true whatever others write.
-    """
-
-    __slots__ = ("_fresh", "_known", "_max_known")
-
-    def __init__(self, max_known: int = 20_000) -> None:
-        self._known: dict[SeriesKey, Ids] = {}
-        self._fresh: dict[SeriesKey, Ids] = {}
-        self._max_known = max_known
-
-    def ids(self, cursor: sqlite3.Cursor, series_key: SeriesKey) -> Ids:
-        """The ids of organization, series and pricing, which are added where they are new.
-
-        With a new pricing its card is kept.
-        """
-        return self._known.get(series_key) or self._fresh.get(series_key) or self._intern(cursor, series_key)
-
-    def known(self, series_key: SeriesKey) -> Ids | None:
-        """The ids, if nothing has to be added for them."""
-        return self._known.get(series_key)
-
-    def keep(self) -> None:
-        """The transaction was committed."""
-        if self._fresh:
-            if len(self._known) + len(self._fresh) > self._max_known:
-                self._known.clear()
-            self._known.update(self._fresh)
-            self._fresh.clear()
-
-    def forget(self) -> None:
-        """The transaction was rolled back."""
-        self._fresh.clear()
-
-    def _intern(self, cursor: sqlite3.Cursor, series_key: SeriesKey) -> Ids:
-        by: Pricing = series_key[8]
-        organization, *series = map(str.__str__, (*series_key[:8], by.currency, by.status))
-        find, add = "SELECT id FROM organization WHERE name = ?", "INSERT INTO organization (name) VALUES (?)"
-        org = _id(cursor, find, add, (organization,))
-        pricing = (by.card_id, by.card_version, by.origin_version, ",".join(by.fallbacks), by.digest)
-        ids = (
-            org,
-            _id(cursor, _FIND_SERIES, _ADD_SERIES, (org, *series)),
-            _id(cursor, _FIND_PRICING, _ADD_PRICING, pricing),
-        )
-        if by.digest and by.card is not None:
-            cards.keep_card(cursor, by.digest, by.card)
-        self._fresh[series_key] = ids
-        return ids
-
-
-def _id(cursor: sqlite3.Cursor, find: str, add: str, values: Sequence[object]) -> int:
-    row = cursor.execute(find, values).fetchone()
-    if row is None:
-        cursor.execute(add, values)
-        return int(cursor.lastrowid or 0)
-    return int(row[0])
-
-
-class AppendOne:
-    """Appends an entry, as a job: what a batch of one does, in half the time.
-
-    Its answer is None when the cards are of another `revision`, where one is given.
-    """
-
-    __slots__ = ("_columns", "_entry", "_ids", "_made", "_revision", "_series_key", "is_statement")
-
-    def __init__(self, entry: Entry, revision: int | None, interner: Interner) -> None:
-        self._entry = entry
-        self._revision = revision
-        self._series_key, self._columns, self._made = prepare(entry)
-        self._ids = interner.known(self._series_key)
-        self.is_statement = self._ids is not None
-        """Whether this is a single statement, since series and pricing are known."""
-
-    def __call__(self, cursor: sqlite3.Cursor, interner: Interner) -> list[Appended] | None:
-        """Append the entry."""
-        ids = self._ids or interner.ids(cursor, self._series_key)
-        row = (*ids, *self._columns)
-        try:
-            appended = self._insert(cursor, row)
-        except sqlite3.IntegrityError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
-                raise
-            settled = _settle(cursor, interner, row, self._entry, self._insert, self._revision)
-            return None if settled is None else [settled]
-        if not appended:
-            return None
-        seq = cursor.lastrowid or 0
-        if not seq % rollups.FOLD_EVERY:
-            rollups.fold_if_due(cursor, seq, seq)
-        return [_created(self._made, self._entry)]
-
-    def _insert(self, cursor: sqlite3.Cursor, row: Row) -> bool:
-        """Insert a row; whether the cards are still those of the revision."""
-        if self._revision is None:
-            cursor.execute(_INSERT, row)
-        else:
-            cursor.execute(_INSERT_AT, (*row, self._revision))
-        return cursor.rowcount == 1
 
 
 class _Shared:
@@ -325,7 +206,7 @@ class SqliteBatch:
             for at in range(_AT_ONCE, len(values) + 1, _AT_ONCE):
                 cursor.execute(_INSERT_ROWS, values[at - _AT_ONCE : at])
             rest = range(len(values) - len(values) % _AT_ONCE, len(values), _COLUMNS)
-            cursor.executemany(_INSERT, (values[at : at + _COLUMNS] for at in rest))
+            cursor.executemany(INSERT, (values[at : at + _COLUMNS] for at in rest))
         except sqlite3.IntegrityError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
                 raise
@@ -339,7 +220,7 @@ class SqliteBatch:
             row = tuple(self._values[at * _COLUMNS : (at + 1) * _COLUMNS])
             cursor.execute(_INSERT_NEW, row)
             if cursor.rowcount != 1:
-                found = _settle(cursor, interner, row, self._entry(at, row), _insert_row)
+                found = settle(cursor, interner, row, self._entry(at, row), _insert_row)
                 assert found is not None
                 settled[at] = found
         return settled
@@ -357,7 +238,7 @@ def _last(cursor: sqlite3.Cursor) -> int:
 
 
 def _insert_row(cursor: sqlite3.Cursor, row: Row) -> bool:
-    cursor.execute(_INSERT, row)
+    cursor.execute(INSERT, row)
     return True
 
 
@@ -365,7 +246,7 @@ class _NeedsTransactionError(Exception):
     """What is to be written takes more than one statement."""
 
 
-def _settle(
+def settle(
     cursor: sqlite3.Cursor,
     interner: Interner,
     row: Row,
@@ -396,7 +277,7 @@ def _look(
     insert: Callable[[sqlite3.Cursor, Row], bool],
     revision: int | None,
 ) -> Appended | None:
-    """As `_settle`, in the transaction of the caller if there is one.
+    """As `settle`, in the transaction of the caller if there is one.
 
     Under the same key it is a duplicate or a conflict, or supersedes what was found. Under another one the
     two have one id by chance, or by somebody's design: the entry gets the id of the next attempt, until one
@@ -407,7 +288,7 @@ def _look(
         found = cursor.execute(_FIND, (row[0], row[3])).fetchone()
         if found is None:
             with suppress(sqlite3.IntegrityError):  # another process may take the id in between
-                return _created(as_text(row[3]), entry) if insert(cursor, row) else None
+                return created(as_text(row[3]), entry) if insert(cursor, row) else None
         elif found[4] is None:
             return removed_duplicate(as_text(row[3]), entry.ingested_at)
         elif found[0] is not None and found[0] == row[4]:
@@ -434,15 +315,10 @@ def _look(
                 made_at=entry.ingested_at,
             )
             revise(cursor, interner.ids, supersede)
-            return _created(supersede.usage_id, entry)
+            return created(supersede.usage_id, entry)
         else:
             attempt += 1
             row = (*row[:3], usage_id(entry.record.organization_id, entry.key, attempt)[1], *row[4:])
-
-
-def _created(usage_id: str, entry: Entry) -> Appended:
-    by = entry.by
-    return Appended(SubmitStatus.CREATED, usage_id, entry.units, by.currency, by.status, entry.ingested_at)
 
 
 def _first(row: Row, sent: UsageRecord, kept: UsageRecord, found: tuple[Any, ...]) -> Appended:

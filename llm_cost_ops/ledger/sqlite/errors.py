@@ -11,7 +11,7 @@ import sqlite3
 from contextlib import suppress
 from pathlib import Path
 
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 
 __all__ = [
     "StorageError",
@@ -75,6 +75,8 @@ _MESSAGES = {
 }
 # sqlite3 names it from Python 3.12 on.
 _CONSTRAINT_DATATYPE = 3091
+# What SQLite says of it has no code of its own.
+_TOO_MANY_VALUES = "too many SQL variables"
 _TOO_LARGE = "a count or a cost is too large to be summed exactly; nothing was written"
 
 
@@ -128,6 +130,8 @@ def rpc_error(
     code = _code(error)
     if isinstance(error, OverflowError) or code == _CONSTRAINT_DATATYPE:
         return RpcError(StatusCode.OUT_OF_RANGE, _TOO_LARGE)
+    if _TOO_MANY_VALUES in str(error):
+        return invalid_argument("filter", "has more values than one query of SQLite takes")
     kind = code & 0xFF
     if kind == sqlite3.SQLITE_IOERR and is_damage(error):
         kind = sqlite3.SQLITE_CORRUPT

@@ -11,9 +11,9 @@ from concurrent.futures import Future
 from copy import copy
 from typing import Any, TypeVar
 
-from llm_cost_ops.ledger.sqlite.append import Interner
 from llm_cost_ops.ledger.sqlite.connection import BusyRetry, Job, Writer, poll_delay
 from llm_cost_ops.ledger.sqlite.errors import StorageError, busy_error, closed_error, is_busy
+from llm_cost_ops.ledger.sqlite.rows import Interner
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rpc.wake import waking_once

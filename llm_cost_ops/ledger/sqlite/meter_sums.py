@@ -21,7 +21,7 @@ from llm_cost_ops.ledger.sqlite.sums import (
     pick_series,
 )
 from llm_cost_ops.ledger.types import CardOf, Filter
-from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
+from llm_cost_ops.pricing.pricebook import CompiledCard
 
 __all__ = ["add_meter_rows"]
 
@@ -168,7 +168,7 @@ class _Cards:
     def compiled(self, pricing: int) -> CompiledCard | None:
         if pricing not in self._found:
             card = self._look_up(pricing)
-            self._found[pricing] = None if card is None else compile_card(card)
+            self._found[pricing] = None if card is None else CompiledCard(card)
         return self._found[pricing]
 
     def _look_up(self, pricing: int) -> RateCard | None:

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from llm_cost_ops._gen.messages import CostStatus, RevisionKind
 from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.encoding import as_key, decode_usage, from_micros, to_micros
-from llm_cost_ops.ledger.sqlite.append import Interner
 from llm_cost_ops.ledger.sqlite.audit import add_events
 from llm_cost_ops.ledger.sqlite.cards import kept_card
 from llm_cost_ops.ledger.sqlite.revise import OF_RECORD, Counted, NewRevision, add_revisions
 from llm_cost_ops.ledger.sqlite.rows import (
     RECORD_COLUMNS,
+    Interner,
     SeriesKey,
     columns_of,
     decode_record,

@@ -1,13 +1,16 @@
 """Between entries and rows: what is stored of a record, and the record made of it again.
 
-A row holds the record as the caller sent it, and beside it what the service added: id, times and cost.
+A row holds the record as the caller sent it, and beside it what the service added: id, times and cost, and
+the numbers of what it shares with others: its organization, series and pricing.
 """
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Sequence
 from typing import Any
 
-from llm_cost_ops._gen.messages import CostStatus, UsageRecord
+from llm_cost_ops._gen.messages import CostStatus, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger.encoding import (
     as_text,
     check_cost,
@@ -19,7 +22,8 @@ from llm_cost_ops.ledger.encoding import (
     to_micros,
     usage_id,
 )
-from llm_cost_ops.ledger.types import Entry
+from llm_cost_ops.ledger.sqlite import cards
+from llm_cost_ops.ledger.types import Appended, Entry
 from llm_cost_ops.pricing.money import UNITS, from_units
 from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
@@ -29,9 +33,11 @@ __all__ = [
     "RECORD_COLUMNS",
     "Columns",
     "Ids",
+    "Interner",
     "Row",
     "SeriesKey",
     "columns_of",
+    "created",
     "decode_record",
     "own_columns",
     "prepare",
@@ -56,6 +62,22 @@ Row = tuple[Any, ...]
 
 RECORD_COLUMNS = "u.id, u.key, u.ingested, u.ts, u.record"
 """Of `usage u`, what `decode_record` needs first."""
+
+_FIND_SERIES = (
+    "SELECT id FROM series WHERE org = ? AND provider = ? AND model = ? AND project = ? AND operation = ? "
+    "AND service_tier = ? AND processing = ? AND region = ? AND currency = ? AND status = ?"
+)
+_ADD_SERIES = (
+    "INSERT INTO series (org, provider, model, project, operation, service_tier, processing, region, "
+    f"currency, status) VALUES ({', '.join('?' * 10)})"
+)
+_FIND_PRICING = (
+    "SELECT id FROM pricing WHERE card_id = ? AND card_version = ? AND origin_version = ? AND fallbacks = ? "
+    "AND digest = ?"
+)
+_ADD_PRICING = (
+    "INSERT INTO pricing (card_id, card_version, origin_version, fallbacks, digest) VALUES (?, ?, ?, ?, ?)"
+)
 
 _PICOS = 1_000_000
 _MAX_COST_UNITS = MAX_RECORD_COST * UNITS
@@ -151,3 +173,70 @@ def decode_record(row: tuple[Any, ...], currency: str, status: str) -> UsageReco
     record.currency = currency
     record.cost_status = CostStatus(status)
     return record
+
+
+class Interner:
+    """The ids of what many rows share. What a transaction added counts from its commit on.
+
+    Rows of these tables are never changed, so what one process knows stays true whatever others write.
+    """
+
+    __slots__ = ("_fresh", "_known", "_max_known")
+
+    def __init__(self, max_known: int = 20_000) -> None:
+        self._known: dict[SeriesKey, Ids] = {}
+        self._fresh: dict[SeriesKey, Ids] = {}
+        self._max_known = max_known
+
+    def ids(self, cursor: sqlite3.Cursor, series_key: SeriesKey) -> Ids:
+        """The ids of organization, series and pricing, which are added where they are new.
+
+        With a new pricing its card is kept.
+        """
+        return self._known.get(series_key) or self._fresh.get(series_key) or self._intern(cursor, series_key)
+
+    def known(self, series_key: SeriesKey) -> Ids | None:
+        """The ids, if nothing has to be added for them."""
+        return self._known.get(series_key)
+
+    def keep(self) -> None:
+        """The transaction was committed."""
+        if self._fresh:
+            if len(self._known) + len(self._fresh) > self._max_known:
+                self._known.clear()
+            self._known.update(self._fresh)
+            self._fresh.clear()
+
+    def forget(self) -> None:
+        """The transaction was rolled back."""
+        self._fresh.clear()
+
+    def _intern(self, cursor: sqlite3.Cursor, series_key: SeriesKey) -> Ids:
+        by: Pricing = series_key[8]
+        organization, *series = map(str.__str__, (*series_key[:8], by.currency, by.status))
+        find, add = "SELECT id FROM organization WHERE name = ?", "INSERT INTO organization (name) VALUES (?)"
+        org = _id(cursor, find, add, (organization,))
+        pricing = (by.card_id, by.card_version, by.origin_version, ",".join(by.fallbacks), by.digest)
+        ids = (
+            org,
+            _id(cursor, _FIND_SERIES, _ADD_SERIES, (org, *series)),
+            _id(cursor, _FIND_PRICING, _ADD_PRICING, pricing),
+        )
+        if by.digest and by.card is not None:
+            cards.keep_card(cursor, by.digest, by.card)
+        self._fresh[series_key] = ids
+        return ids
+
+
+def _id(cursor: sqlite3.Cursor, find: str, add: str, values: Sequence[object]) -> int:
+    row = cursor.execute(find, values).fetchone()
+    if row is None:
+        cursor.execute(add, values)
+        return int(cursor.lastrowid or 0)
+    return int(row[0])
+
+
+def created(usage_id: str, entry: Entry) -> Appended:
+    """The answer for an entry whose row is new."""
+    by = entry.by
+    return Appended(SubmitStatus.CREATED, usage_id, entry.units, by.currency, by.status, entry.ingested_at)

@@ -12,12 +12,11 @@ from llm_cost_ops._gen.messages import RevisionKind
 from llm_cost_ops.config import without_password
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.ledger.encoding import as_text, decode_usage, from_micros
-from llm_cost_ops.ledger.sqlite import path_of
-from llm_cost_ops.ledger.sqlite.append import Interner
 from llm_cost_ops.ledger.sqlite.connection import Database
 from llm_cost_ops.ledger.sqlite.revise import revise
-from llm_cost_ops.ledger.sqlite.rows import SeriesKey, prepare, units_of
+from llm_cost_ops.ledger.sqlite.rows import Interner, SeriesKey, prepare, units_of
 from llm_cost_ops.ledger.sqlite.sums import fold
+from llm_cost_ops.ledger.sqlite.url import path_of
 from llm_cost_ops.ledger.transfer import (
     Added,
     Moved,

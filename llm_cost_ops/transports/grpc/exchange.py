@@ -14,7 +14,14 @@ from hpack import NeverIndexedHeaderTuple
 from llm_cost_ops.rpc.answers import missing_answer
 from llm_cost_ops.rpc.context import CallContext, Metadata, fits_header
 from llm_cost_ops.rpc.method import Idempotency
-from llm_cost_ops.rpc.status import OVERLOADED, RpcError, StatusCode, client_closed, invalid_argument
+from llm_cost_ops.rpc.status import (
+    OVERLOADED,
+    RESPONSE_TOO_LARGE,
+    RpcError,
+    StatusCode,
+    client_closed,
+    invalid_argument,
+)
 from llm_cost_ops.transports.grpc.connection import CallStream, StreamFailedError
 from llm_cost_ops.transports.grpc.messages import (
     CODEC_HEADER,
@@ -24,7 +31,7 @@ from llm_cost_ops.transports.grpc.messages import (
     is_json,
 )
 from llm_cost_ops.transports.grpc.status import MAX_RETRY_DELAY, StatusDetails, read_status
-from llm_cost_ops.transports.net.bodies import BoundedBody
+from llm_cost_ops.transports.net.bodies import BodyTooLargeError, BoundedBody
 from llm_cost_ops.transports.net.headers import (
     IDEMPOTENCY_HEADER,
     REQUEST_ID_HEADER,
@@ -277,7 +284,8 @@ class GrpcExchange:
             raise self._malformed("it is not framed as gRPC")
         size = int.from_bytes(head[1:], "big")
         if size > self._limit:
-            raise self._malformed(f"the message of {size} bytes is larger than {self._limit} bytes")
+            reason = f"the message of {size} bytes is larger than {self._limit} bytes"
+            raise self._malformed(reason, code=RESPONSE_TOO_LARGE)
         data = await stream.read(size)
         if len(data) < size:
             raise self._malformed("the message is cut off")
@@ -290,6 +298,8 @@ class GrpcExchange:
             body = BoundedBody(self._limit, encoding)
             body.feed(data)
             return body.whole()
+        except BodyTooLargeError as error:
+            raise self._malformed(str(error), code=RESPONSE_TOO_LARGE) from error
         except ValueError as error:
             raise self._malformed(str(error)) from error
 
@@ -372,13 +382,14 @@ class GrpcExchange:
             metadata=self._metadata,
         )
 
-    def _malformed(self, reason: str) -> RpcError:
+    def _malformed(self, reason: str, code: str = "") -> RpcError:
         return RpcError(
             StatusCode.INTERNAL,
             f"the answer can't be understood: {reason}",
             maybe_applied=not self._safe,
             request_id=self._request_id(),
             metadata=self._metadata,
+            error_code=code,
         )
 
     def _request_id(self, received: str = "") -> str:

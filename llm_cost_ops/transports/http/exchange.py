@@ -17,10 +17,10 @@ from llm_cost_ops.lazy import missing_library
 from llm_cost_ops.rpc.answers import missing_answer
 from llm_cost_ops.rpc.context import CallContext, Metadata, fits_header
 from llm_cost_ops.rpc.method import Idempotency
-from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed, invalid_argument
+from llm_cost_ops.rpc.status import RESPONSE_TOO_LARGE, RpcError, StatusCode, client_closed, invalid_argument
 from llm_cost_ops.transports.http.binding import HttpRequest, binding_of
 from llm_cost_ops.transports.http.errors import error_from_response
-from llm_cost_ops.transports.net.bodies import BoundedBody
+from llm_cost_ops.transports.net.bodies import BodyTooLargeError, BoundedBody
 from llm_cost_ops.transports.net.headers import (
     DEADLINE_HEADER,
     IDEMPOTENCY_HEADER,
@@ -274,6 +274,8 @@ class Exchange:
             raise self.out_of_time()
         try:
             self._body.feed(chunk)
+        except BodyTooLargeError as error:
+            raise self._malformed(str(error), code=RESPONSE_TOO_LARGE) from error
         except ValueError as error:
             raise self._malformed(str(error)) from error
 
@@ -284,6 +286,8 @@ class Exchange:
         context.response_status = self._status
         try:
             body = self._body.whole()
+        except BodyTooLargeError as error:
+            raise self._malformed(str(error), code=RESPONSE_TOO_LARGE) from error
         except ValueError as error:
             raise self._malformed(str(error)) from error
         if not 200 <= self._status < 300:
@@ -352,7 +356,7 @@ class Exchange:
         self.refused = refusal.is_refusal
         return refusal
 
-    def _malformed(self, reason: str, body: bytes = b"") -> RpcError:
+    def _malformed(self, reason: str, body: bytes = b"", code: str = "") -> RpcError:
         status = self._status
         if not 200 <= status < 300:
             return self._refused(b"")
@@ -363,6 +367,7 @@ class Exchange:
             request_id=self._metadata.get(REQUEST_ID_HEADER) or self._context.request_id,
             metadata=self._metadata,
             body=body[:1024],
+            error_code=code,
         )
 
 

@@ -11,7 +11,7 @@ import msgspec
 from llm_cost_ops.rpc.answers import empty_message
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.method import Cardinality
-from llm_cost_ops.rpc.status import RpcError
+from llm_cost_ops.rpc.status import RESPONSE_TOO_LARGE, RpcError
 from llm_cost_ops.rpc.streams import step
 from llm_cost_ops.transports.http.binding import HttpRequest
 from llm_cost_ops.transports.http.errors import error_from_response
@@ -125,7 +125,8 @@ class StreamExchange(Exchange):
         try:
             for line in lines:
                 if line is None:
-                    raise self._malformed(f"a line is longer than {self._limit} bytes")
+                    reason = f"a line is longer than {self._limit} bytes"
+                    raise self._malformed(reason, code=RESPONSE_TOO_LARGE)
                 if line.startswith(ERROR_LINE):
                     raise self._decoded_error(line)
                 message = self._lines.response(line)

@@ -25,7 +25,7 @@ from llm_cost_ops.ledger.sqlite import transfer
 from llm_cost_ops.ledger.types import AuditFilter
 from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.types import Pricing
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.service.access.keys import principal_of
 from tests.ledger_suite import card, priced, revise
 from tests.unit.ledger.making import Sync, context, entry

@@ -11,8 +11,8 @@ import httpx
 from llm_cost_ops._gen.messages import BatchSubmitUsageRequest, UsageRecord
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, GET_COST_SUMMARY
 from llm_cost_ops.ledger import Ledger, open_ledger
-from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.rpc.context import CallContext, Metadata, drive
+from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.server import asgi_app
 from llm_cost_ops.service import Service
 from llm_cost_ops.service.access.keys import create_key
@@ -60,7 +60,7 @@ def filled(url: str = "sqlite://") -> Ledger:
     service = Service(ledger)
     write = CallContext(BATCH_SUBMIT_USAGE, SyncRuntime(), Metadata(), None)
     request = BatchSubmitUsageRequest(records=usage(datetime.now(UTC)))
-    results = drive(service.handler.unary_unary(request, write)).data
+    results = drive(service.handler.answers[BATCH_SUBMIT_USAGE.path](request, write)).data
     assert results.created == len(request.records), results
     return ledger
 

@@ -13,7 +13,7 @@ from llm_cost_ops.dashboard import app
 from llm_cost_ops.dashboard.records import RECORD_PATH
 from llm_cost_ops.dashboard.sessions import COOKIE, SESSION_SECONDS
 from llm_cost_ops.ledger import Ledger
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.service.access.keys import key_id_of, revoke_key
 from tests.unit.dashboard.site import browser, context, filled, key_of, sign_in, token_of, total_of
 

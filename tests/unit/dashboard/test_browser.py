@@ -21,7 +21,7 @@ import pytest
 
 from llm_cost_ops.dashboard import rendering
 from llm_cost_ops.ledger import Ledger
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.server import asgi_app
 from llm_cost_ops.server.app import HttpServer, serve
 from tests.unit.dashboard.site import HOSTILE, filled, key_of

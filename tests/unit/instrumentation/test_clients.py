@@ -39,6 +39,40 @@ def test_a_plain_http_client(stub: Stub, client: CostOpsClient) -> None:
     assert record.latency_ms is not None
 
 
+def ollama_answers(request: httpx.Request) -> httpx.Response:
+    """As Ollama does: a stream is lines of JSON, of which the last has the counts."""
+    part: dict[str, Any] = {"model": "llama3.2", "created_at": "2026-01-01T00:00:00.123456789Z"}
+    counts = {"done": True, "prompt_eval_count": 1000, "eval_count": 7}
+    if request.url.path == "/api/tags":
+        return httpx.Response(200, json={"models": []})
+    if request.url.path == "/api/embed":
+        return httpx.Response(200, json={**part, "embeddings": [[0.5]], "prompt_eval_count": 1000})
+    if not json.loads(request.content).get("stream"):
+        return httpx.Response(200, json={**part, **counts})
+    lines = [{**part, "done": False}, {**part, **counts}]
+    content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    kind = {"content-type": "application/x-ndjson"}
+    return httpx.Response(200, headers=kind, stream=httpx.ByteStream(content))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/api/embed"])
+def test_a_client_of_ollama(client: CostOpsClient, path: str, *, stream: bool) -> None:
+    """Its SDK sends by httpx, from a client in `_client`."""
+    http_client = httpx.Client(
+        base_url="http://localhost:11434", transport=httpx.MockTransport(ollama_answers)
+    )
+    sdk = type("Client", (), {"__module__": "ollama._client", "_client": http_client})()
+    client.instrument(sdk)
+    http_client.get("/api/tags")
+    with http_client.stream("POST", path, json={"model": "llama3.2", "stream": stream}) as response:
+        assert sum(1 for _ in response.iter_lines()) == (2 if stream and path != "/api/embed" else 1)
+    [record] = records_of(client)
+    assert (record.provider, record.model_id) == ("ollama", "llama3.2")
+    assert (record.quality is UsageQuality.UNKNOWN, record.input_tokens) == (False, 1000)
+    assert record.output_tokens == (0 if path == "/api/embed" else 7)
+
+
 def test_what_can_not_be_instrumented_is_named(client: CostOpsClient) -> None:
     with pytest.raises(TypeError, match=r"sdk_client: builtins\.dict has no HTTP client"):
         client.instrument({})

@@ -10,7 +10,8 @@ from llm_cost_ops import AuthenticationError, ConfigurationError, RetryConfig, S
 from llm_cost_ops.exceptions import TimeoutError as DeadlinePassed
 from llm_cost_ops.interceptors.auth import Auth, redacted
 from llm_cost_ops.interceptors.retry import Retry
-from llm_cost_ops.rpc.runtime import AsyncRuntime, ForeignAwaitError, SyncRuntime
+from llm_cost_ops.rpc.context import ForeignAwaitError
+from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.testing import AsyncVirtualRuntime, Delay, Fault, ScriptedTransport, VirtualRuntime
 from tests.calls import DONE, async_channel, put, sync_channel

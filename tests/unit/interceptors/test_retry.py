@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llm_cost_ops import APIError, CostOpsError, NetworkError, RetryConfig, ServerError, exceptions
 from llm_cost_ops.exceptions import DeadlineError
 from llm_cost_ops.interceptors.retry import Retry, RetryBudget, RetryPolicy
-from llm_cost_ops.rpc.status import StatusCode
+from llm_cost_ops.rpc.status import RESPONSE_TOO_LARGE, StatusCode
 from llm_cost_ops.testing import Delay, Fault
 from llm_cost_ops.transports.net.headers import retry_after
 from tests.calls import DONE, PUT, PUT_KEYED, async_channel, context_of, put, sync_channel
@@ -283,6 +283,11 @@ async def test_tasks_retry_side_by_side() -> None:
     channel = async_channel([Fault(429, times=5), Delay(1, DONE)] + [DONE] * 4, Retry(RetryConfig()))
     assert await asyncio.gather(*(put(channel) for _ in range(5))) == [DONE] * 5
     assert channel.core.runtime.monotonic() < 3
+
+
+def test_an_answer_that_is_too_large_is_fetched_once() -> None:
+    error = ServerError("no", status_code=500, code=RESPONSE_TOO_LARGE)
+    assert RetryPolicy(RetryConfig()).delay(1, error, repeatable=True, draw=0.5) is None
 
 
 def test_a_status_code_that_http_does_not_have_is_one_of_http() -> None:

@@ -13,9 +13,9 @@ from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.ledger.types import Entry
 from llm_cost_ops.pricing.types import Pricing
-from llm_cost_ops.rpc.context import CallContext, Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata, drive
 from llm_cost_ops.rpc.method import Cardinality, Idempotency, MethodDescriptor
-from llm_cost_ops.rpc.runtime import Runtime, SyncRuntime, drive
+from llm_cost_ops.rpc.runtime import Runtime, SyncRuntime
 from tests.waiting import MAX_WAIT
 
 __all__ = ["START", "TAKEN", "Sync", "check_structure", "context", "entry", "pricing"]
@@ -29,6 +29,7 @@ _METHOD: MethodDescriptor[Any, Any] = MethodDescriptor(
     idempotency=Idempotency.UNKNOWN,
     request=None,
     response=None,
+    validate=lambda message, path, violations: None,
 )
 
 

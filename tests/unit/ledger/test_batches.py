@@ -18,7 +18,7 @@ from llm_cost_ops.ledger.encoding import usage_id
 from llm_cost_ops.ledger.sqlite import integrity
 from llm_cost_ops.ledger.sqlite.sums import FOLD_EVERY
 from llm_cost_ops.ledger.types import Appended, Entry, Filter
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.limits import MAX_COUNT
 from tests.dict_ledger import DictLedger

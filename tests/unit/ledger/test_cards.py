@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_cost_ops._gen.messages import PriceTier, Rate, RateCard, SubmitStatus
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 from tests.unit.ledger.making import Sync
 
 CREATED, DUPLICATE, CONFLICT = SubmitStatus.CREATED, SubmitStatus.DUPLICATE, SubmitStatus.CONFLICT

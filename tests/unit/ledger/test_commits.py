@@ -16,7 +16,7 @@ from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger import Committed, Filter
 from llm_cost_ops.ledger.consumers import catch_up
 from llm_cost_ops.pricing.types import Priced
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError
 from tests.unit.ledger.making import Sync, context, entry, pricing
 from tests.waiting import until
@@ -93,7 +93,7 @@ for n in range(400):
 CONSUMING = """
 import sys
 from llm_cost_ops.ledger.consumers import follow
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from tests.unit.ledger.making import Sync, context
 ledger = Sync(sys.argv[1], durability="process")
 async def handle(items):

@@ -16,7 +16,7 @@ import pytest
 from llm_cost_ops import CostOpsClient, CostOpsError
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc import forks
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.unit.ledger.making import Sync, check_structure, context, entry
 from tests.waiting import MAX_WAIT, until

@@ -24,7 +24,7 @@ from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.postgres import schema, writing
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.pricing.types import Priced
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.ledger_suite import LedgerSuite, card, revise
 from tests.life_suite import LifeSuite, erase, remove

@@ -31,7 +31,7 @@ from llm_cost_ops.ledger.sqlite.integrity import find_faults
 from llm_cost_ops.ledger.types import Entry, Filter, Revision
 from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.types import Priced, Pricing
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError
 from tests.unit.ledger.making import START, TAKEN, Sync, context, entry
 from tests.unit.ledger.test_model import ORGS, Kept, StoreBesideModel, few, filters, money, passes

@@ -21,10 +21,11 @@ import pytest
 
 from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.ledger.sqlite import SqliteLedger
-from llm_cost_ops.ledger.sqlite.append import AppendOne
 from llm_cost_ops.ledger.sqlite.connection import FifoLock
+from llm_cost_ops.ledger.sqlite.ledger import AppendOne
 from llm_cost_ops.ledger.types import Filter
-from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime, drive
+from llm_cost_ops.rpc.context import drive
+from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.unit.ledger.making import Sync, context, entry
 from tests.waiting import MAX_WAIT, until

@@ -19,8 +19,8 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.pricing.calculator import CALCULATOR_VERSION, calculate_cost
-from llm_cost_ops.pricing.compiled import compile_card
 from llm_cost_ops.pricing.money import to_units
+from llm_cost_ops.pricing.pricebook import CompiledCard
 from tests.unit.pricing.cards import make_card, make_rate, make_usage
 
 CHAT = make_card({"INPUT": "3", "CACHE_READ": "0.3", "OUTPUT": "15"})
@@ -32,7 +32,7 @@ def _line(cost: CostRecord, meter: str) -> tuple[Decimal, Decimal | None, Decima
 
 
 def _check(cost: CostRecord, card: Any, record: Any) -> None:
-    units, status = compile_card(card).total(record)
+    units, status = CompiledCard(card).total(record)
     assert (None if cost.total_cost is None else to_units(cost.total_cost)) == units
     assert status == cost.status or cost.fallback_dimensions
 
@@ -58,7 +58,7 @@ def test_unknown_counts_are_unpriced_and_not_zero() -> None:
     record = make_usage(quality=UsageQuality.UNKNOWN)
     cost = calculate_cost(record, CHAT)
     assert (cost.status, cost.total_cost, cost.lines) == ("unpriced", None, [])
-    assert compile_card(CHAT).total(record) == (None, "unpriced")
+    assert CompiledCard(CHAT).total(record) == (None, "unpriced")
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_counts_that_are_none_are_refused(fields: dict[str, Any]) -> None:
     assert caught.value.violations
     if "total_tokens" not in fields:
         with pytest.raises(ValidationError):
-            compile_card(card).total(record)
+            CompiledCard(card).total(record)
 
 
 @pytest.mark.parametrize(

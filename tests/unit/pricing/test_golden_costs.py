@@ -12,11 +12,10 @@ import pytest
 from llm_cost_ops._gen.messages import CostRecord
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.pricing.calculator import calculate_cost
-from llm_cost_ops.pricing.compiled import compile_card
 from llm_cost_ops.pricing.money import to_units
-from llm_cost_ops.pricing.pricebook import PriceBook
+from llm_cost_ops.pricing.pricebook import CompiledCard, PriceBook
 from llm_cost_ops.rpc.status import Violation
-from llm_cost_ops.rules.usage import check_usage
+from llm_cost_ops.rules.requests import check_usage
 from tests.unit.pricing.cards import card_of, record_of
 
 CASES: list[dict[str, Any]] = json.loads(
@@ -69,7 +68,7 @@ def test_every_way_to_price_agrees(case: dict[str, Any]) -> None:
     record, card = record_of(case["record"]), card_of(case["card"])
     card.provider, card.model_id = record.provider, record.model_id
     expected = to_units(Decimal(case["cost"]["total"]))
-    assert compile_card(card).total(record) == (expected, case["cost"]["status"])
+    assert CompiledCard(card).total(record) == (expected, case["cost"]["status"])
     priced = PriceBook(cards=[card]).price(record)
     # The cards of these cases set no dimensions: what a record was served with falls back to them.
     estimated = bool(priced.by.fallbacks) and case["cost"]["status"] == "priced"
@@ -87,4 +86,4 @@ def test_a_contradiction_is_refused(case: dict[str, Any]) -> None:
         calculate_cost(record, card)
     assert list(caught.value.violations) == violations
     with pytest.raises(ValidationError):
-        compile_card(card).total(record)
+        CompiledCard(card).total(record)

@@ -38,6 +38,6 @@ def test_a_price_book_chooses_the_same(case: dict[str, Any]) -> None:
     record = make_usage(**{"organization_id": "", **query}, timestamp=at)
     book = PriceBook(cards=[card_of(each) for each in case["cards"]])
     for _ in range(2):
-        found = book.select(record)
-        assert (found.card.id if found else None) == case["card"]
-        assert list(found.fallbacks if found else ()) == case["fallbacks"]
+        found = book.choose(record)
+        assert (found[0].card.id if found else None) == case["card"]
+        assert list(found[1] if found else ()) == case["fallbacks"]

@@ -103,6 +103,18 @@ async def test_a_call_that_is_left_at_the_end_is_ended_and_recorded(
     assert await asyncio.to_thread(provider.closed.wait, 5)
 
 
+async def test_readiness_says_that_no_more_calls_are_to_come(
+    provider: Provider, client: CostOpsClient
+) -> None:
+    app = asgi_app({"openai": provider.url}, client, require_keys=False)
+    for status in (200, 503):
+        caller = Caller(client)
+        await caller.call(app, "/ready", {})
+        assert caller.status == status
+        app.drain()
+    await app.aclose()
+
+
 async def test_a_websocket_is_closed_before_it_is_accepted(provider: Provider, client: CostOpsClient) -> None:
     app = asgi_app({"openai": provider.url}, client, require_keys=False)
     sent: list[Message] = []

@@ -9,7 +9,7 @@ import json
 import socket
 import threading
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
@@ -111,6 +111,23 @@ def test_a_status_that_is_no_success_passes_and_is_not_recorded(
     assert (given.status_code, given.content) == (status, body)
     assert (given.headers["retry-after"], given.headers["location"]) == ("7", "https://elsewhere.example/")
     assert records_of(client) == []
+
+
+def test_a_model_of_bedrock_is_told_from_an_encoded_path(provider: Provider, client: CostOpsClient) -> None:
+    usage = {"input_tokens": 1000, "output_tokens": 7}
+    message = {"type": "message", "model": "claude-sonnet-4-5", "content": [], "usage": usage}
+    provider.answer = lambda handler: handler.whole(
+        json.dumps({**message, "id": f"msg_{len(provider.seen)}"}).encode()
+    )
+    profile = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abcdefgh"
+    named = "eu.anthropic.claude-sonnet-4-5-20250929-v1:0"
+    with running_proxy({"aws": provider.url}, client) as url:
+        for model in (profile, named):
+            path = f"/aws/model/{quote(model, safe='')}/invoke"
+            assert httpx.post(url + path, json={"messages": []}).status_code == 200
+            assert provider.seen[-1].path == path.removeprefix("/aws")
+    records = {record.model_id: (record.total_tokens, record.region) for record in records_of(client)}
+    assert records == {profile: (1007, ""), named: (1007, "eu")}
 
 
 def test_headers_of_an_answer_pass_but_those_of_its_connection(proxy: str, provider: Provider) -> None:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from llm_cost_ops import RetryConfig, ValidationError, exceptions
 from llm_cost_ops.rpc.channel import Channel
-from llm_cost_ops.rpc.context import Metadata
+from llm_cost_ops.rpc.context import ForeignAwaitError, Metadata, drive
 from llm_cost_ops.rpc.raw import RawResponse
-from llm_cost_ops.rpc.runtime import AsyncRuntime, ForeignAwaitError, SyncRuntime, drive
+from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime
 from llm_cost_ops.testing import Delay, Fault, ScriptedTransport
 from tests.calls import DONE, PUT_KEYED, async_channel, context_of, put, sync_channel
 from tests.tiny_service import PUT_NOTE, PutNoteRequest

@@ -14,7 +14,7 @@ import pytest
 from llm_cost_ops.catalog import load
 from llm_cost_ops.client import observer
 from llm_cost_ops.pricing.pricebook import PriceBook
-from llm_cost_ops.rpc.forks import ForkSafeLock, PerProcess
+from llm_cost_ops.rpc.forks import CachedProperty, ForkSafeLock, PerProcess
 from tests.unit.pricing.cards import make_usage
 from tests.waiting import MAX_WAIT, in_threads
 
@@ -24,6 +24,36 @@ class Connection:
 
     def __del__(self) -> None:
         Connection.closed = True
+
+
+class Owner:
+    def __init__(self, make: Callable[[], object]) -> None:
+        self.make = make
+
+    @CachedProperty
+    def part(self) -> object:
+        return self.make()
+
+
+def test_a_child_reads_a_property_that_another_thread_was_making() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def make() -> object:
+        begun.set()
+        return go_on.wait(MAX_WAIT)
+
+    making = threading.Thread(target=lambda: Owner(make).part, daemon=True)
+    making.start()
+    assert begun.wait(MAX_WAIT)
+    child = os.fork()
+    if not child:
+        signal.alarm(int(MAX_WAIT))
+        os._exit(0 if Owner(lambda: "made").part == "made" else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    go_on.set()
+    making.join(MAX_WAIT)
+    owner = Owner(object)
+    assert owner.part is owner.part
 
 
 def test_threads_that_ask_at_the_same_time_get_the_same() -> None:
@@ -82,7 +112,7 @@ LOCKED: dict[str, Callable[[], tuple[ForkSafeLock, Callable[[], object]]]] = {
     "catalog": lambda: (load._in_force.lock, lambda: load.use_catalog(None)),
     "cards": lambda: ((catalog := load.load_catalog())._lock, catalog.entries),
     "default client": lambda: (observer._lock, observer.default_client),
-    "prices": lambda: ((book := PriceBook([]))._edition._lock, lambda: book.select(make_usage())),
+    "prices": lambda: ((book := PriceBook([]))._edition._lock, lambda: book.choose(make_usage())),
 }
 
 

@@ -9,7 +9,7 @@ import uuid
 import warnings
 from functools import partial
 
-from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.context import uuid7
 from tests.waiting import in_threads
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from llm_cost_ops.rpc.batches import batches_in_asyncio
 from llm_cost_ops.rpc.channel import AsyncChannel, Channel
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.runtime import ForeignAwaitError, SyncRuntime, drive
+from llm_cost_ops.rpc.context import CallContext, ForeignAwaitError, drive
+from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rpc.streams import AroundStart, Requests, driven
 from tests.tiny_service import FIND_NOTES, PUT_NOTE, GetNoteRequest, PutNoteRequest, PutNoteResponse

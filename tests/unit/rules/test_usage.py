@@ -7,7 +7,7 @@ import pytest
 
 from llm_cost_ops._gen.messages import ModalityTokens
 from llm_cost_ops.rpc.status import Violation
-from llm_cost_ops.rules.usage import check_usage, usage_error
+from llm_cost_ops.rules.requests import check_usage, usage_error
 from tests.unit.pricing.cards import NOON, make_usage, moment
 
 

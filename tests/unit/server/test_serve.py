@@ -16,7 +16,7 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.server.limits import AsgiLimits, ConnectionLimits
 from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
 from tests.tiny_service import PUT_NOTE, Note, PutNoteRequest, context

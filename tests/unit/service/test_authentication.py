@@ -10,8 +10,8 @@ import pytest
 
 from llm_cost_ops._gen.methods import EXPORT_USAGE, GET_HEALTH, GET_READINESS
 from llm_cost_ops.ledger.sqlite import SqliteLedger
-from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.rpc.context import CallContext, Metadata, drive
+from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service.access.authentication import Authentication
 from llm_cost_ops.service.access.keys import create_key, revoke_key

@@ -50,19 +50,22 @@ class Behind:
     def context(self, method: Any) -> CallContext:
         return CallContext(method, self.runtime, Metadata(), self.runtime.monotonic() + 30)
 
+    def answer(self, method: Any, request: Any) -> Any:
+        return self.service.handler.answers[method.path](request, self.context(method))
+
     async def submit(self, sent: UsageRecord) -> Any:
         request = SubmitUsageRequest(usage=sent)
-        return (await self.service.handler.unary_unary(request, self.context(SUBMIT_USAGE))).data
+        return (await self.answer(SUBMIT_USAGE, request)).data
 
     async def batch(self, *sent: UsageRecord) -> Any:
         request = BatchSubmitUsageRequest(records=list(sent))
-        return (await self.service.handler.unary_unary(request, self.context(BATCH_SUBMIT_USAGE))).data
+        return (await self.answer(BATCH_SUBMIT_USAGE, request)).data
 
     async def stream(self, *sent: UsageRecord) -> Any:
         async def requests() -> Any:
             yield StreamUsageRequest(records=list(sent))
 
-        answers = self.service.handler.stream_stream(requests(), self.context(STREAM_USAGE))
+        answers = self.answer(STREAM_USAGE, requests())
         return [answer async for answer in answers][-1]
 
     async def count(self) -> int:

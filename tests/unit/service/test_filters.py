@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from llm_cost_ops._gen.codecs import EXPORT_USAGE_REQUEST, GET_ANALYTICS_REQUEST, GET_COST_SUMMARY_REQUEST
+from llm_cost_ops import CostOpsClient, ValidationError
+from llm_cost_ops._gen.codecs import EXPORT_USAGE_REQUEST, GET_COST_SUMMARY_REQUEST
 from llm_cost_ops._gen.messages import Filter, GetAnalyticsRequest, GetCostSummaryRequest
+from llm_cost_ops._gen.validators import validate_get_analytics_request, validate_get_cost_summary_request
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service.pages import filter_of
 
@@ -40,10 +43,27 @@ def test_a_field_of_a_newer_version_does_not_widen_a_query(data: bytes) -> None:
         assert caught.value.code is StatusCode.INVALID_ARGUMENT
 
 
+def test_more_values_than_a_query_of_sqlite_takes_are_the_callers_fault() -> None:
+    """Its limit is a setting of who built it: 250,000 with Debian, 32,766 elsewhere."""
+    names = [f"name-{number}" for number in range(251_000)]
+    with CostOpsClient(base_url="sqlite://") as client:
+        client.usage.submit(organization_id="acme", provider="openai", model_id="gpt-4o", input_tokens=1)
+        asked: list[Callable[[], object]] = [
+            lambda: list(client.usage.get_history(organization_id=names)),
+            lambda: list(client.usage.get_history(tag=names)),
+            lambda: client.costs.get(model_id=names),
+            lambda: list(client.audit.list(actor=names)),
+        ]
+        for ask in asked:
+            with pytest.raises(ValidationError) as caught:
+                ask()
+            assert [violation.field for violation in caught.value.violations] == ["filter"]
+
+
 def test_analytics_need_a_start_and_the_others_do_not() -> None:
     found: list[Any] = []
-    GET_ANALYTICS_REQUEST.validate(GetAnalyticsRequest(), "", found)
+    validate_get_analytics_request(GetAnalyticsRequest(), "", found)
     assert [violation.field for violation in found] == ["start_date"]
     found.clear()
-    GET_COST_SUMMARY_REQUEST.validate(GetCostSummaryRequest(), "", found)
+    validate_get_cost_summary_request(GetCostSummaryRequest(), "", found)
     assert not found

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.testing import AsyncVirtualRuntime, VirtualRuntime
 from tests.waiting import MAX_WAIT, in_threads
 

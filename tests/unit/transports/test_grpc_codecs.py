@@ -22,7 +22,7 @@ from llm_cost_ops._gen.messages import (
     UsageRecord,
 )
 from llm_cost_ops._gen.methods import GET_COST, STREAM_USAGE, SUBMIT_USAGE
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.transports.grpc.client import AsyncGrpcTransport, GrpcTransport
 from llm_cost_ops.transports.grpc.status import write_status

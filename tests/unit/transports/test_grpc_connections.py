@@ -12,7 +12,7 @@ import time
 import pytest
 from h2.events import StreamReset
 
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.transports.grpc.client import AsyncGrpcTransport, GrpcTransport
 from tests.faulty_grpc_peers import ANSWER, BEHAVIOURS, Http2, answering
@@ -281,7 +281,7 @@ def test_an_interpreter_that_forgets_to_close_ends_at_once_and_quietly():
 import logging, sys; sys.path.insert(0, ".")
 logging.getLogger("asyncio").setLevel(logging.ERROR)
 from llm_cost_ops.transports.grpc.client import GrpcTransport
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from tests.tiny_service import *
 transport = GrpcTransport("grpc://127.0.0.1:{peer.port}")
 print(drive(transport.unary_unary(PutNoteRequest(note=Note(id="n")), context(PUT_NOTE, 60.0))).data.id)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.transports.grpc.client import GrpcTransport
 from llm_cost_ops.transports.grpc.status import block, number, read_status, write_status

@@ -6,7 +6,7 @@ import ssl
 
 import pytest
 
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.status import RESPONSE_TOO_LARGE, RpcError, StatusCode
 from llm_cost_ops.transports.grpc.client import GrpcTransport
 from tests.faulty_grpc_peers import ANSWER, BEHAVIOURS, DONE, GOOD, HEAD, Http2, answering, frame
 from tests.faulty_peers import FaultyPeer
@@ -41,6 +41,12 @@ def test_a_misbehaving_peer_is_a_clear_error_in_time(colour, name):
     assert (error.code, error.origin, error.maybe_applied) == expected
     if kind != "untouched" and not early:
         assert peer.connections == 1
+
+
+def test_an_answer_that_is_too_large_says_so(colour):
+    with FaultyPeer(BEHAVIOURS["gzip_bomb"][0]) as peer:
+        error = call(colour, url_of(peer), timeout=MAX_WAIT, max_response_bytes=1 << 20)
+    assert error.error_code == RESPONSE_TOO_LARGE
 
 
 @pytest.mark.parametrize("name", ["silent", "resets_after_request", "not_a_message"])

@@ -30,8 +30,7 @@ from llm_cost_ops._gen.methods import (
     LIST_USAGE,
     SUBMIT_USAGE,
 )
-from llm_cost_ops.rpc.context import Metadata
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import Metadata, drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
 from llm_cost_ops.transports.http.errors import HTTP_STATUS, error_from_response, error_to_response

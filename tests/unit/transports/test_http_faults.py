@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_cost_ops.rpc.runtime import drive
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.context import drive
+from llm_cost_ops.rpc.status import RESPONSE_TOO_LARGE, RpcError, StatusCode
 from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
 from tests.faulty_peers import BEHAVIOURS, FaultyPeer, answer, answering, never_reads, silent
 from tests.network import HTTP, PUT, TIMEOUT
@@ -52,6 +52,14 @@ def test_a_misbehaving_peer_is_a_clear_error_in_time(colour, name):
     if name == "resets_at_once" and not error.maybe_applied:
         expected = (*expected[:2], False, None)  # it came before the connect was done
     assert (error.code, error.origin, error.maybe_applied, error.http_status) == expected
+
+
+def test_an_answer_that_is_too_large_says_so(colour):
+    large = b'{"data": {"id": "n"}}' + b" " * 4096
+    for limit, code in ((4096, RESPONSE_TOO_LARGE), (8192, None)):
+        with FaultyPeer(answering(answer("200 OK", large))) as peer:
+            found = call(colour, peer.url, timeout=MAX_WAIT, max_response_bytes=limit)
+        assert getattr(found, "error_code", None) == code
 
 
 @pytest.mark.parametrize("name", ["silent", "resets_after_request", "not_json"])

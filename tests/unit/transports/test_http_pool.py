@@ -11,8 +11,8 @@ import weakref
 import httpcore
 import pytest
 
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.fifo import CallQueue
-from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport, IdleConnections
 from tests.faulty_peers import FaultyPeer, answer, answering
 from tests.tiny_service import GET_NOTE, PUT_NOTE, GetNoteRequest, Note, PutNoteRequest, context

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llm_cost_ops.rpc.context import Metadata
+from llm_cost_ops.rpc.context import Metadata, drive
 from llm_cost_ops.rpc.handler import ServiceHandler
-from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.transports.inprocess import InProcessTransport
 from tests.tiny_service import (

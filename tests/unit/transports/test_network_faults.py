@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import StatusCode
 from tests.faulty_peers import FaultyPeer, full_backlog
 from tests.network import GRPC, HTTP, PUT, TIMEOUT
