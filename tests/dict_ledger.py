@@ -43,7 +43,6 @@ from llm_cost_ops.ledger import (
     Revision,
     audit,
 )
-from llm_cost_ops.ledger.batches import EntryBatch
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
 from llm_cost_ops.ledger.encoding import to_micros, usage_id
 from llm_cost_ops.ledger.erasure import as_erased, erased_reason, without_user
@@ -59,7 +58,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.rules.cards import overlap_of
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST, check_amounts
 from llm_cost_ops.wire.open_enum import OpenEnum
-from tests.dict_rows import FIELDS, Cost, Row
+from tests.dict_rows import FIELDS, Cost, EntryBatch, Row
 
 __all__ = ["DictLedger", "open"]
 

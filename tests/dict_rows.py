@@ -1,20 +1,23 @@
-"""The rows of the ledger in dicts."""
+"""The rows of the ledger in dicts, and its batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import CostStatus, RevisionKind, UsageRecord
-from llm_cost_ops.ledger import Entry, Filter
+from llm_cost_ops.ledger import Appended, Entry, Filter
+from llm_cost_ops.ledger.protocols import Alike
 from llm_cost_ops.pricing.money import from_units
 from llm_cost_ops.pricing.types import Pricing
+from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import invalid_argument
+from llm_cost_ops.rules.requests import known_total
 
-__all__ = ["FIELDS", "Cost", "Row"]
+__all__ = ["FIELDS", "Cost", "EntryBatch", "Row"]
 
 FIELDS = {
     "organization": "organization_id",
@@ -116,3 +119,38 @@ class Row:
         if name not in FIELDS:
             raise invalid_argument("group_by", f"{name!r} is nothing that usage can be grouped by")
         return [str(getattr(self.now, FIELDS[name]))]
+
+
+Append = Callable[[Sequence[Entry], CallContext, "int | None"], Awaitable["list[Appended] | None"]]
+
+
+class EntryBatch:
+    """A Batch that keeps its entries, for `append`, which is that of a Ledger."""
+
+    __slots__ = ("_append", "_entries", "_key")
+
+    def __init__(self, append: Append, key: str) -> None:
+        self._append = append
+        self._key = key
+        self._entries: list[Entry] = []
+
+    def add(
+        self,
+        record: UsageRecord,
+        key: str | int,
+        ingested_at: datetime,
+        units: int | None,
+        by: Pricing,
+        _alike: Alike | None = None,
+    ) -> str:
+        """Take one more entry; see Batch."""
+        if isinstance(key, int):
+            key = f"{self._key}:{key}"
+        kept = replace(record, total_tokens=known_total(record))
+        self._entries.append(Entry(kept, key, ingested_at, units, by))
+        return ""
+
+    async def write(self, context: CallContext, revision: int | None = None) -> dict[int, Appended] | None:
+        """Write the entries; see Batch."""
+        appended = await self._append(self._entries, context, revision)
+        return None if appended is None else dict(enumerate(appended))
