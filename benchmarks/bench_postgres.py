@@ -7,7 +7,7 @@ Targets: batches of 1,000 at least 0.35 of COPY, two servers not slower than one
 each submit at least 0.5 of the rate of batches, a query of 30 days at most 20 ms and flat in the number of
 rows, 99 % of submits at most twice as slow while sums are folded.
 
-Run: python benchmarks/bench_postgres.py [--records 40000] [--rows 100000 1000000]
+Run: python benchmarks/bench_postgres.py [--records 40000] [--rows 100000 1000000] [--only-queries]
 """
 
 from __future__ import annotations
@@ -320,7 +320,9 @@ def queries(server: PostgresServer, sizes: list[int]) -> None:
             drive(ledger.append(entries(10 * BATCH, written, days=DAYS), context(120.0)))
             written += 10 * BATCH
         for _ in range(2):
-            unfolded = drive(ledger.figures(context())).unfolded_rows
+            figures = drive(ledger.figures(context()))
+            unfolded = figures.unfolded_rows
+            print(f"{size:,} rows, {figures.bytes / 1e9:.1f} GB")
             for name, query in query_cases(ledger).items():
                 times = []
                 for _ in range(15):
