@@ -248,8 +248,7 @@ _COPIED = "series, pricing, ingested, requests, input, output, cached, cost, usr
 _MAKE = f"""
     INSERT INTO llm_cost_ops.usage (org, id, key, seq, ts, {_COPIED})
     SELECT org, made::uuid, made, number, %(start)s + mod(ts - %(start)s + %(later)s, %(length)s), {_COPIED}
-    FROM (SELECT *, seq + %(first)s AS number, lpad(to_hex(seq + %(first)s), 32, '0') AS made
-        FROM llm_cost_ops.usage WHERE seq < 10000000000) AS u
+    FROM (SELECT *, seq + %(first)s AS number, lpad(to_hex(seq + %(first)s), 32, '0') AS made FROM base) AS u
 """
 _QUARTER, _DAY = sums.quarter_sql("ts"), sums.day_sql(sums.quarter_sql("ts"))
 _SUM = """
@@ -260,9 +259,10 @@ _SUM = """
 
 
 def make_rows(url: str, base: int, size: int) -> None:
-    """Copy the `base` rows until there are `size`, and sum all of them again."""
+    """Copy the `base` rows that are there until there are `size`, and sum all of them again."""
     start, length = to_micros(START), DAYS * 86_400_000_000
     with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TEMPORARY TABLE base AS SELECT * FROM llm_cost_ops.usage")
         for number in range(1, size // base):
             values = {"start": start, "length": length, "later": number * 37 * 60_000_000}
             connection.execute(_MAKE.encode(), {**values, "first": number * 10**10})
