@@ -12,7 +12,7 @@ from unittest.mock import patch
 import psycopg
 import pytest
 
-from llm_cost_ops._gen.messages import CostStatus
+from llm_cost_ops._gen.messages import CostStatus, UsageQuality
 from llm_cost_ops.ledger import Entry, Filter, open_ledger
 from llm_cost_ops.ledger.postgres import writing
 from llm_cost_ops.ledger.postgres.append import PostgresBatch
@@ -240,6 +240,25 @@ def test_nothing_is_copied_that_was_priced_with_other_cards(postgres_url: str) -
         assert ledger.count(Filter()) == 0
         assert drive(ledger.store.append([entry()], context(), ledger.cards_revision())) is not None
         assert ledger.count(Filter()) == 1
+
+
+def test_nothing_of_a_batch_is_written_when_cards_are_added_before_it_supersedes(postgres_url: str) -> None:
+    """Not even an entry that is to be written again, since its id is taken by another key."""
+    seen = {"observation": True, "quality": UsageQuality.UNKNOWN, "input_tokens": None}
+
+    async def write(batch: PostgresBatch) -> Any:
+        return await batch.write(context(MAX_WAIT), 0)
+
+    with Sync(ledger=open_ledger(postgres_url)) as ledger:
+        other, _ = ledger.append([entry(idempotency_key="l"), entry(units=None, idempotency_key="k", **seen)])
+        batch = cast("PostgresBatch", ledger.store.batch())
+        for key in ("m", "k"):
+            sent = entry(1, idempotency_key=key)
+            batch.add(sent.record, sent.key, sent.ingested_at, sent.units, sent.by)
+        batch.rows[0] = batch.rows[0]._replace(id=other.usage_id)
+        with patch("llm_cost_ops.ledger.postgres.append.cards.revision", return_value=7):
+            assert drive(write(batch)) is None
+        assert (ledger.count(Filter()), ledger.find_faults()) == (2, [])
 
 
 _FULL = """
