@@ -108,9 +108,6 @@ class CostOpsCallbackHandler(BaseCallbackHandler):
             known.get("ls_model_name") or "",
             time.monotonic(),
             _host_of(model),
-            known.get("ls_model_name") or "",
-            time.monotonic(),
-            _host_of(model),
         )
         self._open.begin(str(run_id), begun)
 
