@@ -27,6 +27,7 @@ PUT_KEYED: MethodDescriptor[Any, Any] = MethodDescriptor(
     idempotency=Idempotency.UNKNOWN,
     request=codec(PutNoteRequest),
     response=codec(PutNoteResponse),
+    validate=lambda message, path, violations: None,
     fill_key=fill_key,
     unwrap="data",
 )

@@ -54,7 +54,7 @@ def generated(proto: str, package: str) -> ModuleType:
     if str(_FOLDER) not in sys.path:
         sys.path.insert(0, str(_FOLDER))
     importlib.invalidate_caches()
-    for module in ("messages", "codecs", "methods", "resources", "servicers"):
+    for module in ("messages", "codecs", "validators", "methods", "resources", "servicers"):
         if (_FOLDER / name / f"{module}.py").exists():
             importlib.import_module(f"{name}.{module}")
     return sys.modules[name]

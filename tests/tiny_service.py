@@ -104,7 +104,6 @@ def codec(kind: type[Any]) -> MessageCodec[Any]:
         encode=msgspec.json.encode,
         decode=decode,
         json=SimpleNamespace(encode=msgspec.json.encode, decode=decode),
-        validate=lambda message, path, violations: None,
     )
 
 
@@ -129,6 +128,7 @@ def method(
         idempotency=safe,
         request=codec(request),
         response=codec(response),
+        validate=lambda message, path, violations: None,
         http=HttpRule(verb, path, body, status, fields, body_codec),
         unwrap=unwrap,
     )

@@ -24,18 +24,6 @@ from llm_cost_ops._gen.messages import (
     UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest,
     VoidUsageResponse,
 )
-from llm_cost_ops._gen.validators import (
-    validate_apply_retention_request, validate_batch_submit_usage_request, validate_correct_usage_request,
-    validate_create_price_request, validate_erase_user_request, validate_estimate_cost_request,
-    validate_export_usage_request, validate_filter, validate_get_analytics_request, validate_get_cost_request,
-    validate_get_cost_summary_request, validate_get_health_request, validate_get_price_request,
-    validate_get_readiness_request, validate_list_audit_events_request, validate_list_prices_request,
-    validate_list_retention_request, validate_list_usage_request, validate_list_usage_revisions_request,
-    validate_modality_tokens, validate_price_multiplier, validate_price_tier, validate_rate,
-    validate_reprice_usage_request, validate_set_retention_request, validate_stream_usage_request,
-    validate_submit_usage_request, validate_time_window, validate_usage_record, validate_verify_cost_request,
-    validate_void_usage_request,
-)
 from llm_cost_ops.rpc.method import MessageCodec
 from llm_cost_ops.wire.json import JsonCodec
 
@@ -336,7 +324,7 @@ _PROTOBUF = "llm_cost_ops._gen.protobuf"
 
 GET_ANALYTICS_REQUEST = MessageCodec(
     GetAnalyticsRequest, "llm_cost_ops.v1.GetAnalyticsRequest", protobuf=f"{_PROTOBUF}:get_analytics_request",
-    json=JsonCodec(GetAnalyticsRequest), validate=validate_get_analytics_request,
+    json=JsonCodec(GetAnalyticsRequest),
 )
 METRIC_VALUES = MessageCodec(
     MetricValues, "llm_cost_ops.v1.MetricValues", protobuf=f"{_PROTOBUF}:metric_values",
@@ -366,7 +354,6 @@ AUDIT_EVENT = MessageCodec(
 LIST_AUDIT_EVENTS_REQUEST = MessageCodec(
     ListAuditEventsRequest, "llm_cost_ops.v1.ListAuditEventsRequest",
     protobuf=f"{_PROTOBUF}:list_audit_events_request", json=JsonCodec(ListAuditEventsRequest),
-    validate=validate_list_audit_events_request,
 )
 LIST_AUDIT_EVENTS_RESPONSE = MessageCodec(
     ListAuditEventsResponse, "llm_cost_ops.v1.ListAuditEventsResponse",
@@ -386,7 +373,6 @@ GROUP_KEY = MessageCodec(
 GET_COST_SUMMARY_REQUEST = MessageCodec(
     GetCostSummaryRequest, "llm_cost_ops.v1.GetCostSummaryRequest",
     protobuf=f"{_PROTOBUF}:get_cost_summary_request", json=JsonCodec(GetCostSummaryRequest),
-    validate=validate_get_cost_summary_request,
 )
 COST_GROUP = MessageCodec(
     CostGroup, "llm_cost_ops.v1.CostGroup", protobuf=f"{_PROTOBUF}:cost_group", json=JsonCodec(CostGroup)
@@ -406,7 +392,7 @@ GET_COST_SUMMARY_RESPONSE = MessageCodec(
 )
 GET_COST_REQUEST = MessageCodec(
     GetCostRequest, "llm_cost_ops.v1.GetCostRequest", protobuf=f"{_PROTOBUF}:get_cost_request",
-    json=JsonCodec(GetCostRequest), validate=validate_get_cost_request,
+    json=JsonCodec(GetCostRequest),
 )
 GET_COST_RESPONSE = MessageCodec(
     GetCostResponse, "llm_cost_ops.v1.GetCostResponse", protobuf=f"{_PROTOBUF}:get_cost_response",
@@ -414,7 +400,7 @@ GET_COST_RESPONSE = MessageCodec(
 )
 VERIFY_COST_REQUEST = MessageCodec(
     VerifyCostRequest, "llm_cost_ops.v1.VerifyCostRequest", protobuf=f"{_PROTOBUF}:verify_cost_request",
-    json=JsonCodec(VerifyCostRequest), validate=validate_verify_cost_request,
+    json=JsonCodec(VerifyCostRequest),
 )
 COST_VERIFICATION = MessageCodec(
     CostVerification, "llm_cost_ops.v1.CostVerification", protobuf=f"{_PROTOBUF}:cost_verification",
@@ -427,7 +413,6 @@ VERIFY_COST_RESPONSE = MessageCodec(
 ESTIMATE_COST_REQUEST = MessageCodec(
     EstimateCostRequest, "llm_cost_ops.v1.EstimateCostRequest", protobuf=f"{_PROTOBUF}:estimate_cost_request",
     json=JsonCodec(EstimateCostRequest, settled=_settled_estimate_cost_request),
-    validate=validate_estimate_cost_request,
 )
 ESTIMATE_COST_RESPONSE = MessageCodec(
     EstimateCostResponse, "llm_cost_ops.v1.EstimateCostResponse",
@@ -436,7 +421,7 @@ ESTIMATE_COST_RESPONSE = MessageCodec(
 )
 REPRICE_USAGE_REQUEST = MessageCodec(
     RepriceUsageRequest, "llm_cost_ops.v1.RepriceUsageRequest", protobuf=f"{_PROTOBUF}:reprice_usage_request",
-    json=JsonCodec(RepriceUsageRequest), validate=validate_reprice_usage_request,
+    json=JsonCodec(RepriceUsageRequest),
 )
 REPRICE_DIFFERENCE = MessageCodec(
     RepriceDifference, "llm_cost_ops.v1.RepriceDifference", protobuf=f"{_PROTOBUF}:reprice_difference",
@@ -451,8 +436,7 @@ REPRICE_USAGE_RESPONSE = MessageCodec(
     protobuf=f"{_PROTOBUF}:reprice_usage_response", json=JsonCodec(RepriceUsageResponse),
 )
 FILTER = MessageCodec(
-    Filter, "llm_cost_ops.v1.Filter", protobuf=f"{_PROTOBUF}:filter", json=JsonCodec(Filter),
-    validate=validate_filter,
+    Filter, "llm_cost_ops.v1.Filter", protobuf=f"{_PROTOBUF}:filter", json=JsonCodec(Filter)
 )
 COMPONENT_HEALTH = MessageCodec(
     ComponentHealth, "llm_cost_ops.v1.ComponentHealth", protobuf=f"{_PROTOBUF}:component_health",
@@ -460,7 +444,7 @@ COMPONENT_HEALTH = MessageCodec(
 )
 GET_HEALTH_REQUEST = MessageCodec(
     GetHealthRequest, "llm_cost_ops.v1.GetHealthRequest", protobuf=f"{_PROTOBUF}:get_health_request",
-    json=JsonCodec(GetHealthRequest), validate=validate_get_health_request,
+    json=JsonCodec(GetHealthRequest),
 )
 GET_HEALTH_RESPONSE = MessageCodec(
     GetHealthResponse, "llm_cost_ops.v1.GetHealthResponse", protobuf=f"{_PROTOBUF}:get_health_response",
@@ -468,7 +452,7 @@ GET_HEALTH_RESPONSE = MessageCodec(
 )
 GET_READINESS_REQUEST = MessageCodec(
     GetReadinessRequest, "llm_cost_ops.v1.GetReadinessRequest", protobuf=f"{_PROTOBUF}:get_readiness_request",
-    json=JsonCodec(GetReadinessRequest), validate=validate_get_readiness_request,
+    json=JsonCodec(GetReadinessRequest),
 )
 GET_READINESS_RESPONSE = MessageCodec(
     GetReadinessResponse, "llm_cost_ops.v1.GetReadinessResponse",
@@ -487,19 +471,15 @@ FIELD_VIOLATION = MessageCodec(
     json=JsonCodec(FieldViolation),
 )
 PRICE_TIER = MessageCodec(
-    PriceTier, "llm_cost_ops.v1.PriceTier", protobuf=f"{_PROTOBUF}:price_tier", json=JsonCodec(PriceTier),
-    validate=validate_price_tier,
+    PriceTier, "llm_cost_ops.v1.PriceTier", protobuf=f"{_PROTOBUF}:price_tier", json=JsonCodec(PriceTier)
 )
-RATE = MessageCodec(
-    Rate, "llm_cost_ops.v1.Rate", protobuf=f"{_PROTOBUF}:rate", json=JsonCodec(Rate), validate=validate_rate
-)
+RATE = MessageCodec(Rate, "llm_cost_ops.v1.Rate", protobuf=f"{_PROTOBUF}:rate", json=JsonCodec(Rate))
 TIME_WINDOW = MessageCodec(
-    TimeWindow, "llm_cost_ops.v1.TimeWindow", protobuf=f"{_PROTOBUF}:time_window", json=JsonCodec(TimeWindow),
-    validate=validate_time_window,
+    TimeWindow, "llm_cost_ops.v1.TimeWindow", protobuf=f"{_PROTOBUF}:time_window", json=JsonCodec(TimeWindow)
 )
 PRICE_MULTIPLIER = MessageCodec(
     PriceMultiplier, "llm_cost_ops.v1.PriceMultiplier", protobuf=f"{_PROTOBUF}:price_multiplier",
-    json=JsonCodec(PriceMultiplier), validate=validate_price_multiplier,
+    json=JsonCodec(PriceMultiplier),
 )
 RATE_CARD = MessageCodec(
     RateCard, "llm_cost_ops.v1.RateCard", protobuf=f"{_PROTOBUF}:rate_card", json=JsonCodec(RateCard,
@@ -507,7 +487,7 @@ RATE_CARD = MessageCodec(
 )
 CREATE_PRICE_REQUEST = MessageCodec(
     CreatePriceRequest, "llm_cost_ops.v1.CreatePriceRequest", protobuf=f"{_PROTOBUF}:create_price_request",
-    json=JsonCodec(CreatePriceRequest), validate=validate_create_price_request,
+    json=JsonCodec(CreatePriceRequest),
 )
 CREATE_PRICE_RESPONSE = MessageCodec(
     CreatePriceResponse, "llm_cost_ops.v1.CreatePriceResponse", protobuf=f"{_PROTOBUF}:create_price_response",
@@ -515,7 +495,7 @@ CREATE_PRICE_RESPONSE = MessageCodec(
 )
 GET_PRICE_REQUEST = MessageCodec(
     GetPriceRequest, "llm_cost_ops.v1.GetPriceRequest", protobuf=f"{_PROTOBUF}:get_price_request",
-    json=JsonCodec(GetPriceRequest), validate=validate_get_price_request,
+    json=JsonCodec(GetPriceRequest),
 )
 GET_PRICE_RESPONSE = MessageCodec(
     GetPriceResponse, "llm_cost_ops.v1.GetPriceResponse", protobuf=f"{_PROTOBUF}:get_price_response",
@@ -523,7 +503,7 @@ GET_PRICE_RESPONSE = MessageCodec(
 )
 LIST_PRICES_REQUEST = MessageCodec(
     ListPricesRequest, "llm_cost_ops.v1.ListPricesRequest", protobuf=f"{_PROTOBUF}:list_prices_request",
-    json=JsonCodec(ListPricesRequest), validate=validate_list_prices_request,
+    json=JsonCodec(ListPricesRequest),
 )
 LIST_PRICES_RESPONSE = MessageCodec(
     ListPricesResponse, "llm_cost_ops.v1.ListPricesResponse", protobuf=f"{_PROTOBUF}:list_prices_response",
@@ -531,7 +511,7 @@ LIST_PRICES_RESPONSE = MessageCodec(
 )
 ERASE_USER_REQUEST = MessageCodec(
     EraseUserRequest, "llm_cost_ops.v1.EraseUserRequest", protobuf=f"{_PROTOBUF}:erase_user_request",
-    json=JsonCodec(EraseUserRequest), validate=validate_erase_user_request,
+    json=JsonCodec(EraseUserRequest),
 )
 ERASURE = MessageCodec(
     Erasure, "llm_cost_ops.v1.Erasure", protobuf=f"{_PROTOBUF}:erasure", json=JsonCodec(Erasure)
@@ -550,7 +530,7 @@ RETENTION_REPORT = MessageCodec(
 )
 SET_RETENTION_REQUEST = MessageCodec(
     SetRetentionRequest, "llm_cost_ops.v1.SetRetentionRequest", protobuf=f"{_PROTOBUF}:set_retention_request",
-    json=JsonCodec(SetRetentionRequest), validate=validate_set_retention_request,
+    json=JsonCodec(SetRetentionRequest),
 )
 SET_RETENTION_RESPONSE = MessageCodec(
     SetRetentionResponse, "llm_cost_ops.v1.SetRetentionResponse",
@@ -560,7 +540,6 @@ SET_RETENTION_RESPONSE = MessageCodec(
 LIST_RETENTION_REQUEST = MessageCodec(
     ListRetentionRequest, "llm_cost_ops.v1.ListRetentionRequest",
     protobuf=f"{_PROTOBUF}:list_retention_request", json=JsonCodec(ListRetentionRequest),
-    validate=validate_list_retention_request,
 )
 LIST_RETENTION_RESPONSE = MessageCodec(
     ListRetentionResponse, "llm_cost_ops.v1.ListRetentionResponse",
@@ -570,7 +549,6 @@ LIST_RETENTION_RESPONSE = MessageCodec(
 APPLY_RETENTION_REQUEST = MessageCodec(
     ApplyRetentionRequest, "llm_cost_ops.v1.ApplyRetentionRequest",
     protobuf=f"{_PROTOBUF}:apply_retention_request", json=JsonCodec(ApplyRetentionRequest),
-    validate=validate_apply_retention_request,
 )
 APPLY_RETENTION_RESPONSE = MessageCodec(
     ApplyRetentionResponse, "llm_cost_ops.v1.ApplyRetentionResponse",
@@ -579,16 +557,15 @@ APPLY_RETENTION_RESPONSE = MessageCodec(
 )
 MODALITY_TOKENS = MessageCodec(
     ModalityTokens, "llm_cost_ops.v1.ModalityTokens", protobuf=f"{_PROTOBUF}:modality_tokens",
-    json=JsonCodec(ModalityTokens), validate=validate_modality_tokens,
+    json=JsonCodec(ModalityTokens),
 )
 USAGE_RECORD = MessageCodec(
     UsageRecord, "llm_cost_ops.v1.UsageRecord", protobuf=f"{_PROTOBUF}:usage_record",
-    json=JsonCodec(UsageRecord, settled=_settled_usage_record), validate=validate_usage_record,
+    json=JsonCodec(UsageRecord, settled=_settled_usage_record),
 )
 SUBMIT_USAGE_REQUEST = MessageCodec(
     SubmitUsageRequest, "llm_cost_ops.v1.SubmitUsageRequest", protobuf=f"{_PROTOBUF}:submit_usage_request",
     json=JsonCodec(SubmitUsageRequest, settled=_settled_submit_usage_request),
-    validate=validate_submit_usage_request,
 )
 USAGE_RECEIPT = MessageCodec(
     UsageReceipt, "llm_cost_ops.v1.UsageReceipt", protobuf=f"{_PROTOBUF}:usage_receipt",
@@ -602,7 +579,6 @@ BATCH_SUBMIT_USAGE_REQUEST = MessageCodec(
     BatchSubmitUsageRequest, "llm_cost_ops.v1.BatchSubmitUsageRequest",
     protobuf=f"{_PROTOBUF}:batch_submit_usage_request", json=JsonCodec(BatchSubmitUsageRequest,
     settled=_settled_batch_submit_usage_request, itemized=("records",)),
-    validate=validate_batch_submit_usage_request,
 )
 RECORD_ERROR = MessageCodec(
     RecordError, "llm_cost_ops.v1.RecordError", protobuf=f"{_PROTOBUF}:record_error",
@@ -623,7 +599,7 @@ BATCH_SUBMIT_USAGE_RESPONSE = MessageCodec(
 )
 LIST_USAGE_REQUEST = MessageCodec(
     ListUsageRequest, "llm_cost_ops.v1.ListUsageRequest", protobuf=f"{_PROTOBUF}:list_usage_request",
-    json=JsonCodec(ListUsageRequest), validate=validate_list_usage_request,
+    json=JsonCodec(ListUsageRequest),
 )
 LIST_USAGE_RESPONSE = MessageCodec(
     ListUsageResponse, "llm_cost_ops.v1.ListUsageResponse", protobuf=f"{_PROTOBUF}:list_usage_response",
@@ -632,7 +608,6 @@ LIST_USAGE_RESPONSE = MessageCodec(
 STREAM_USAGE_REQUEST = MessageCodec(
     StreamUsageRequest, "llm_cost_ops.v1.StreamUsageRequest", protobuf=f"{_PROTOBUF}:stream_usage_request",
     json=JsonCodec(StreamUsageRequest, settled=_settled_stream_usage_request),
-    validate=validate_stream_usage_request,
 )
 STREAM_PROBLEM = MessageCodec(
     StreamProblem, "llm_cost_ops.v1.StreamProblem", protobuf=f"{_PROTOBUF}:stream_problem",
@@ -644,7 +619,7 @@ STREAM_USAGE_RESPONSE = MessageCodec(
 )
 EXPORT_USAGE_REQUEST = MessageCodec(
     ExportUsageRequest, "llm_cost_ops.v1.ExportUsageRequest", protobuf=f"{_PROTOBUF}:export_usage_request",
-    json=JsonCodec(ExportUsageRequest), validate=validate_export_usage_request,
+    json=JsonCodec(ExportUsageRequest),
 )
 EXPORT_USAGE_RESPONSE = MessageCodec(
     ExportUsageResponse, "llm_cost_ops.v1.ExportUsageResponse", protobuf=f"{_PROTOBUF}:export_usage_response",
@@ -656,7 +631,7 @@ USAGE_REVISION = MessageCodec(
 )
 VOID_USAGE_REQUEST = MessageCodec(
     VoidUsageRequest, "llm_cost_ops.v1.VoidUsageRequest", protobuf=f"{_PROTOBUF}:void_usage_request",
-    json=JsonCodec(VoidUsageRequest), validate=validate_void_usage_request,
+    json=JsonCodec(VoidUsageRequest),
 )
 VOID_USAGE_RESPONSE = MessageCodec(
     VoidUsageResponse, "llm_cost_ops.v1.VoidUsageResponse", protobuf=f"{_PROTOBUF}:void_usage_response",
@@ -664,7 +639,7 @@ VOID_USAGE_RESPONSE = MessageCodec(
 )
 CORRECT_USAGE_REQUEST = MessageCodec(
     CorrectUsageRequest, "llm_cost_ops.v1.CorrectUsageRequest", protobuf=f"{_PROTOBUF}:correct_usage_request",
-    json=JsonCodec(CorrectUsageRequest), validate=validate_correct_usage_request,
+    json=JsonCodec(CorrectUsageRequest),
 )
 CORRECT_USAGE_RESPONSE = MessageCodec(
     CorrectUsageResponse, "llm_cost_ops.v1.CorrectUsageResponse",
@@ -674,7 +649,6 @@ CORRECT_USAGE_RESPONSE = MessageCodec(
 LIST_USAGE_REVISIONS_REQUEST = MessageCodec(
     ListUsageRevisionsRequest, "llm_cost_ops.v1.ListUsageRevisionsRequest",
     protobuf=f"{_PROTOBUF}:list_usage_revisions_request", json=JsonCodec(ListUsageRevisionsRequest),
-    validate=validate_list_usage_revisions_request,
 )
 USAGE_REVISIONS = MessageCodec(
     UsageRevisions, "llm_cost_ops.v1.UsageRevisions", protobuf=f"{_PROTOBUF}:usage_revisions",

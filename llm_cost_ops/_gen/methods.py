@@ -31,6 +31,16 @@ from llm_cost_ops._gen.messages import (
     SubmitUsageRequest, SubmitUsageResponse, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest,
     VoidUsageResponse,
 )
+from llm_cost_ops._gen.validators import (
+    validate_apply_retention_request, validate_batch_submit_usage_request, validate_correct_usage_request,
+    validate_create_price_request, validate_erase_user_request, validate_estimate_cost_request,
+    validate_export_usage_request, validate_get_analytics_request, validate_get_cost_request,
+    validate_get_cost_summary_request, validate_get_health_request, validate_get_price_request,
+    validate_get_readiness_request, validate_list_audit_events_request, validate_list_prices_request,
+    validate_list_retention_request, validate_list_usage_request, validate_list_usage_revisions_request,
+    validate_reprice_usage_request, validate_set_retention_request, validate_stream_usage_request,
+    validate_submit_usage_request, validate_verify_cost_request, validate_void_usage_request,
+)
 from llm_cost_ops.rpc.context import fill_idempotency_key
 from llm_cost_ops.rpc.method import Cardinality, HttpRule, Idempotency, MethodDescriptor, QueryField
 
@@ -68,6 +78,7 @@ GET_ANALYTICS: MethodDescriptor[GetAnalyticsRequest, GetAnalyticsResponse] = Met
     idempotency=Idempotency.NO_SIDE_EFFECTS,
     request=GET_ANALYTICS_REQUEST,
     response=GET_ANALYTICS_RESPONSE,
+    validate=validate_get_analytics_request,
     http=HttpRule(
         "GET",
         "/api/v1/analytics",
@@ -93,6 +104,7 @@ LIST_AUDIT_EVENTS: MethodDescriptor[ListAuditEventsRequest, ListAuditEventsRespo
     idempotency=Idempotency.NO_SIDE_EFFECTS,
     request=LIST_AUDIT_EVENTS_REQUEST,
     response=LIST_AUDIT_EVENTS_RESPONSE,
+    validate=validate_list_audit_events_request,
     http=HttpRule(
         "GET",
         "/api/v1/audit",
@@ -121,6 +133,7 @@ GET_COST_SUMMARY: MethodDescriptor[GetCostSummaryRequest, GetCostSummaryResponse
     idempotency=Idempotency.NO_SIDE_EFFECTS,
     request=GET_COST_SUMMARY_REQUEST,
     response=GET_COST_SUMMARY_RESPONSE,
+    validate=validate_get_cost_summary_request,
     http=HttpRule(
         "GET",
         "/api/v1/costs",
@@ -144,6 +157,7 @@ GET_COST: MethodDescriptor[GetCostRequest, GetCostResponse] = MethodDescriptor(
     idempotency=Idempotency.NO_SIDE_EFFECTS,
     request=GET_COST_REQUEST,
     response=GET_COST_RESPONSE,
+    validate=validate_get_cost_request,
     http=HttpRule(
         "GET",
         "/api/v1/usage/{usage_id}/cost",
@@ -170,6 +184,7 @@ VERIFY_COST: MethodDescriptor[VerifyCostRequest, VerifyCostResponse] = MethodDes
     idempotency=Idempotency.NO_SIDE_EFFECTS,
     request=VERIFY_COST_REQUEST,
     response=VERIFY_COST_RESPONSE,
+    validate=validate_verify_cost_request,
     http=HttpRule(
         "GET",
         "/api/v1/usage/{usage_id}/cost/verification",
@@ -192,6 +207,7 @@ ESTIMATE_COST: MethodDescriptor[EstimateCostRequest, EstimateCostResponse] = Met
     idempotency=Idempotency.NO_SIDE_EFFECTS,
     request=ESTIMATE_COST_REQUEST,
     response=ESTIMATE_COST_RESPONSE,
+    validate=validate_estimate_cost_request,
     http=HttpRule("POST", "/api/v1/costs/estimate", "usage", 200, (), USAGE_RECORD),
     unwrap="data",
 )
@@ -206,6 +222,7 @@ REPRICE_USAGE: MethodDescriptor[RepriceUsageRequest, RepriceUsageResponse] = Met
     idempotency=Idempotency.IDEMPOTENT,
     request=REPRICE_USAGE_REQUEST,
     response=REPRICE_USAGE_RESPONSE,
+    validate=validate_reprice_usage_request,
     http=HttpRule(
         "POST",
         "/api/v1/costs/reprice",
@@ -228,6 +245,7 @@ GET_HEALTH: MethodDescriptor[GetHealthRequest, GetHealthResponse] = MethodDescri
     idempotency=Idempotency.NO_SIDE_EFFECTS,
     request=GET_HEALTH_REQUEST,
     response=GET_HEALTH_RESPONSE,
+    validate=validate_get_health_request,
     http=HttpRule("GET", "/health", None, 200, (), None),
 )
 """Tells how the process and its parts are. It answers while the server runs, whatever it says."""
@@ -239,6 +257,7 @@ GET_READINESS: MethodDescriptor[GetReadinessRequest, GetReadinessResponse] = Met
     idempotency=Idempotency.NO_SIDE_EFFECTS,
     request=GET_READINESS_REQUEST,
     response=GET_READINESS_RESPONSE,
+    validate=validate_get_readiness_request,
     http=HttpRule("GET", "/ready", None, 200, (), None),
 )
 """Tells whether the server takes traffic: UNAVAILABLE while it starts, drains, or cannot write."""
@@ -250,6 +269,7 @@ CREATE_PRICE: MethodDescriptor[CreatePriceRequest, CreatePriceResponse] = Method
     idempotency=Idempotency.UNKNOWN,
     request=CREATE_PRICE_REQUEST,
     response=CREATE_PRICE_RESPONSE,
+    validate=validate_create_price_request,
     http=HttpRule("POST", "/api/v1/pricing", "*", 201, (), CREATE_PRICE_REQUEST),
     fill_key=fill_idempotency_key("idempotency_key"),
     unwrap="data",
@@ -265,6 +285,7 @@ GET_PRICE: MethodDescriptor[GetPriceRequest, GetPriceResponse] = MethodDescripto
     idempotency=Idempotency.NO_SIDE_EFFECTS,
     request=GET_PRICE_REQUEST,
     response=GET_PRICE_RESPONSE,
+    validate=validate_get_price_request,
     http=HttpRule(
         "GET",
         "/api/v1/pricing/{id}",
@@ -284,6 +305,7 @@ LIST_PRICES: MethodDescriptor[ListPricesRequest, ListPricesResponse] = MethodDes
     idempotency=Idempotency.NO_SIDE_EFFECTS,
     request=LIST_PRICES_REQUEST,
     response=LIST_PRICES_RESPONSE,
+    validate=validate_list_prices_request,
     http=HttpRule(
         "GET",
         "/api/v1/pricing",
@@ -312,6 +334,7 @@ ERASE_USER: MethodDescriptor[EraseUserRequest, EraseUserResponse] = MethodDescri
     idempotency=Idempotency.IDEMPOTENT,
     request=ERASE_USER_REQUEST,
     response=ERASE_USER_RESPONSE,
+    validate=validate_erase_user_request,
     http=HttpRule("POST", "/api/v1/privacy/erase", "*", 200, (), ERASE_USER_REQUEST),
     unwrap="data",
 )
@@ -327,6 +350,7 @@ SET_RETENTION: MethodDescriptor[SetRetentionRequest, SetRetentionResponse] = Met
     idempotency=Idempotency.IDEMPOTENT,
     request=SET_RETENTION_REQUEST,
     response=SET_RETENTION_RESPONSE,
+    validate=validate_set_retention_request,
     http=HttpRule("PUT", "/api/v1/retention", "*", 200, (), SET_RETENTION_REQUEST),
     unwrap="data",
 )
@@ -339,6 +363,7 @@ LIST_RETENTION: MethodDescriptor[ListRetentionRequest, ListRetentionResponse] = 
     idempotency=Idempotency.NO_SIDE_EFFECTS,
     request=LIST_RETENTION_REQUEST,
     response=LIST_RETENTION_RESPONSE,
+    validate=validate_list_retention_request,
     http=HttpRule(
         "GET",
         "/api/v1/retention",
@@ -358,6 +383,7 @@ APPLY_RETENTION: MethodDescriptor[ApplyRetentionRequest, ApplyRetentionResponse]
     idempotency=Idempotency.IDEMPOTENT,
     request=APPLY_RETENTION_REQUEST,
     response=APPLY_RETENTION_RESPONSE,
+    validate=validate_apply_retention_request,
     http=HttpRule("POST", "/api/v1/retention/apply", "*", 200, (), APPLY_RETENTION_REQUEST),
     unwrap="data",
 )
@@ -370,6 +396,7 @@ SUBMIT_USAGE: MethodDescriptor[SubmitUsageRequest, SubmitUsageResponse] = Method
     idempotency=Idempotency.UNKNOWN,
     request=SUBMIT_USAGE_REQUEST,
     response=SUBMIT_USAGE_RESPONSE,
+    validate=validate_submit_usage_request,
     http=HttpRule("POST", "/api/v1/usage", "usage", 201, (), USAGE_RECORD),
     fill_key=fill_idempotency_key("usage", "idempotency_key"),
     unwrap="data",
@@ -387,6 +414,7 @@ BATCH_SUBMIT_USAGE: MethodDescriptor[BatchSubmitUsageRequest, BatchSubmitUsageRe
     idempotency=Idempotency.UNKNOWN,
     request=BATCH_SUBMIT_USAGE_REQUEST,
     response=BATCH_SUBMIT_USAGE_RESPONSE,
+    validate=validate_batch_submit_usage_request,
     http=HttpRule("POST", "/api/v1/usage/batch", "*", 200, (), BATCH_SUBMIT_USAGE_REQUEST),
     fill_key=fill_idempotency_key("idempotency_key"),
     unwrap="data",
@@ -402,6 +430,7 @@ LIST_USAGE: MethodDescriptor[ListUsageRequest, ListUsageResponse] = MethodDescri
     idempotency=Idempotency.NO_SIDE_EFFECTS,
     request=LIST_USAGE_REQUEST,
     response=LIST_USAGE_RESPONSE,
+    validate=validate_list_usage_request,
     http=HttpRule(
         "GET",
         "/api/v1/usage/history",
@@ -427,6 +456,7 @@ STREAM_USAGE: MethodDescriptor[StreamUsageRequest, StreamUsageResponse] = Method
     idempotency=Idempotency.UNKNOWN,
     request=STREAM_USAGE_REQUEST,
     response=STREAM_USAGE_RESPONSE,
+    validate=validate_stream_usage_request,
     http=HttpRule("POST", "/api/v1/usage/stream", "records", 200, (), USAGE_RECORD),
     fill_key=fill_idempotency_key("records", "idempotency_key"),
 )
@@ -445,6 +475,7 @@ EXPORT_USAGE: MethodDescriptor[ExportUsageRequest, ExportUsageResponse] = Method
     idempotency=Idempotency.NO_SIDE_EFFECTS,
     request=EXPORT_USAGE_REQUEST,
     response=EXPORT_USAGE_RESPONSE,
+    validate=validate_export_usage_request,
     http=HttpRule(
         "GET",
         "/api/v1/usage/export",
@@ -474,6 +505,7 @@ VOID_USAGE: MethodDescriptor[VoidUsageRequest, VoidUsageResponse] = MethodDescri
     idempotency=Idempotency.IDEMPOTENT,
     request=VOID_USAGE_REQUEST,
     response=VOID_USAGE_RESPONSE,
+    validate=validate_void_usage_request,
     http=HttpRule(
         "POST",
         "/api/v1/usage/{usage_id}/void",
@@ -496,6 +528,7 @@ CORRECT_USAGE: MethodDescriptor[CorrectUsageRequest, CorrectUsageResponse] = Met
     idempotency=Idempotency.IDEMPOTENT,
     request=CORRECT_USAGE_REQUEST,
     response=CORRECT_USAGE_RESPONSE,
+    validate=validate_correct_usage_request,
     http=HttpRule(
         "POST",
         "/api/v1/usage/{usage_id}/correct",
@@ -518,6 +551,7 @@ LIST_USAGE_REVISIONS: MethodDescriptor[ListUsageRevisionsRequest, ListUsageRevis
     idempotency=Idempotency.NO_SIDE_EFFECTS,
     request=LIST_USAGE_REVISIONS_REQUEST,
     response=LIST_USAGE_REVISIONS_RESPONSE,
+    validate=validate_list_usage_revisions_request,
     http=HttpRule(
         "GET",
         "/api/v1/usage/{usage_id}/revisions",

@@ -275,7 +275,9 @@ def _add_import(commands: Commands) -> None:
         help="with commas: providers whose stated costs are taken before those by price cards, with --db; "
         f"default: {','.join(REPORTED_PROVIDERS)}",
     )
-    parser.add_argument("--batch-size", type=int, default=1000, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="default: 5000 into a database, 1000 to a server"
+    )
     parser.set_defaults(run="importing:import_file")
 
 

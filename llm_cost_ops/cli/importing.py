@@ -13,7 +13,7 @@ from llm_cost_ops.cli.output import Output, money
 from llm_cost_ops.cli.tables import cost_table, print_total
 from llm_cost_ops.cli.target import open_client, url_of
 from llm_cost_ops.client.clients import CostOpsClient
-from llm_cost_ops.config import without_password
+from llm_cost_ops.config import EMBEDDED, without_password
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.imports import Item, UsageFile, assignments, delimiter_of
 from llm_cost_ops.pricing.money import from_units, to_units
@@ -23,6 +23,11 @@ from llm_cost_ops.types import SubmitResult, SubmitStatus, UsageReceipt, UsageRe
 __all__ = ["Import", "import_file", "quickstart"]
 
 SHOWN_REJECTIONS = 100
+
+# A server takes bodies of 16 MiB, which 1,000 records have at most. A file better takes more at once: old
+# records lie all over its index by time, and each transaction writes every page that it touches.
+_TO_A_SERVER = 1000
+_INTO_A_DATABASE = 5000
 EXAMPLES = Path(__file__).parents[2] / "examples" / "data" / "responses.jsonl"
 
 
@@ -124,7 +129,7 @@ def _reason(result: SubmitResult) -> str:
 
 def import_file(options: argparse.Namespace) -> int:
     """The `import` command."""
-    if options.batch_size < 1:
+    if options.batch_size is not None and options.batch_size < 1:
         raise ConfigurationError("--batch-size must be 1 or more", parameter="batch_size")
     given = assignments("set", options.set)
     mapping = assignments("map", options.map)
@@ -133,7 +138,9 @@ def import_file(options: argparse.Namespace) -> int:
     from_stdin = options.file == "-"
     path = Path(options.file)
     with open_client(options, create=True) as client:
-        job = Import(client, batch_size=options.batch_size)
+        embedded = client.config.base_url.partition(":")[0] in EMBEDDED
+        default = _INTO_A_DATABASE if embedded else _TO_A_SERVER
+        job = Import(client, batch_size=options.batch_size or default)
         with nullcontext(sys.stdin.buffer) if from_stdin else path.open("rb") as stream:
             file = UsageFile(
                 stream,

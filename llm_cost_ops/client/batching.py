@@ -11,6 +11,8 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
+import msgspec
+
 from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest,
     SubmitResult,
@@ -93,28 +95,21 @@ class _Group(Gatherer["_Rider"]):
 _Groups = dict[Hashable, _Group]
 
 
-class _Rider:
-    """A submit that waits for its turn, or for the batch that it is in."""
+class _Rider(msgspec.Struct, eq=False):
+    """A submit that waits for its turn, or for the batch that it is in.
 
-    __slots__ = ("alarm", "context", "continuation", "creator", "flight", "gone", "group", "request", "turn")
+    `creator` is the context that a batch runs in where this is its first rider; in threads there is none.
+    """
 
-    def __init__(
-        self,
-        group: _Group,
-        continuation: UnaryContinuation[Any, Any],
-        request: Any,
-        context: CallContext,
-        turn: Any,
-    ) -> None:
-        self.group = group
-        self.continuation = continuation
-        self.request = request
-        self.context = context
-        self.turn = turn
-        self.flight: _Flight | None = None
-        self.creator: contextvars.Context | None = None
-        self.alarm = _NEVER
-        self.gone = False
+    group: _Group
+    continuation: UnaryContinuation[Any, Any]
+    request: Any
+    context: CallContext
+    turn: Any
+    creator: contextvars.Context | None = None
+    flight: _Flight | None = None
+    alarm: float = _NEVER
+    gone: bool = False
 
 
 class _Flight:
@@ -395,8 +390,8 @@ class TaskBatching(Batching):
             gathered = self._gathered_in(loop)
         group = self._of(gathered.groups, key)
         if not group.enter():
-            rider = _Rider(group, continuation, request, context, asyncio.Future(loop=loop))
-            rider.creator = contextvars.copy_context()
+            turn: asyncio.Future[Any] = asyncio.Future(loop=loop)
+            rider = _Rider(group, continuation, request, context, turn, contextvars.copy_context())
             group.add(rider, _size(request))
             try:
                 # Here and not in a coroutine of its own: each one that waits costs the garbage collector.

@@ -7,7 +7,7 @@ in quarters of an hour. It names no user then, and has no tags, labels and meter
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import CostStatus, SubmitStatus
@@ -19,19 +19,10 @@ from llm_cost_ops.rules.times import QUARTER
 if TYPE_CHECKING:
     from llm_cost_ops.ledger.pieces import Piece
 
-__all__ = ["REMOVED_AT", "check_known", "cutoff_of", "removed_duplicate", "removed_error"]
+__all__ = ["REMOVED_AT", "check_known", "removed_duplicate", "removed_error"]
 
 REMOVED_AT = -(2**62) - 1
 """The time of what is left of a removed record, in microseconds: before every time that a query asks for."""
-
-
-def cutoff_of(days: int, now: datetime) -> datetime:
-    """The midnight of UTC before which records are past so many days."""
-    day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    try:
-        return day - timedelta(days=days)
-    except OverflowError:
-        return datetime.min.replace(tzinfo=UTC)
 
 
 def check_known(removed: Mapping[str, int], pieces: Iterable[Piece], *, needs_rows: bool) -> None:

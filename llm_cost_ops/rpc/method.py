@@ -49,15 +49,14 @@ class MessageCodec(Generic[M]):
 
     Instead of `encode` and `decode`, `protobuf` may say where they are: "module:name" for
     `module.encode_name` and `module.decode_name`. That module is imported when the first message is
-    encoded or decoded, since who speaks JSON only has no use for it. `validate` adds the rules that a message
-    breaks to a list of violations; the messages that are in no request have none.
+    encoded or decoded, since who speaks JSON only has no use for it.
 
     Decoders raise `llm_cost_ops.wire.DecodeError` with the path of the field, encoders
     `llm_cost_ops.wire.EncodeError`. `decode_json(data, unique=True)` refuses keys that come twice in an
     object.
     """
 
-    __slots__ = ("decode", "decode_json", "encode", "encode_json", "full_name", "type", "validate")
+    __slots__ = ("decode", "decode_json", "encode", "encode_json", "full_name", "type")
 
     def __init__(
         self,
@@ -68,7 +67,6 @@ class MessageCodec(Generic[M]):
         decode: Callable[[bytes], M] | None = None,
         protobuf: str = "",
         json: Format[M],
-        validate: Callable[[M, str, list[Any]], None] | None = None,
     ) -> None:
         self.type = type
         self.full_name = full_name
@@ -76,10 +74,6 @@ class MessageCodec(Generic[M]):
         self.decode: Callable[[bytes], M] = decode or partial(self._load, protobuf, "decode")
         self.encode_json = json.encode
         self.decode_json = json.decode
-        self.validate = validate or self._without_rules
-
-    def _without_rules(self, message: M, path: str, violations: list[Any]) -> None:
-        raise TypeError(f"{self.full_name} is in no request: it has no rules")
 
     def _load(self, protobuf: str, way: str, value: object) -> Any:
         module, _, name = protobuf.partition(":")
@@ -127,7 +121,8 @@ class MethodDescriptor(Generic[Req, Res]):
     idempotency key filled: from `key` when that is not empty, else from `make()`; and the key. It is
     None for methods that carry none. `success_status` is the HTTP status of an ordinary success.
     `unwrap` names the response field that the Python method returns, if not the whole response; of a
-    stream, it gives the elements of a list one by one.
+    stream, it gives the elements of a list one by one. `validate(request, path, violations)` adds the rules
+    that a request breaks to a list.
     """
 
     __slots__ = (
@@ -143,6 +138,7 @@ class MethodDescriptor(Generic[Req, Res]):
         "service",
         "success_status",
         "unwrap",
+        "validate",
     )
 
     def __init__(
@@ -154,6 +150,7 @@ class MethodDescriptor(Generic[Req, Res]):
         idempotency: Idempotency,
         request: MessageCodec[Req],
         response: MessageCodec[Res],
+        validate: Callable[[Req, str, list[Any]], None],
         http: HttpRule | None = None,
         fill_key: Callable[..., tuple[Req, str]] | None = None,
         unwrap: str | None = None,
@@ -170,6 +167,7 @@ class MethodDescriptor(Generic[Req, Res]):
         self.success_status = 200 if http is None else http.status
         self.fill_key = fill_key
         self.unwrap = unwrap
+        self.validate = validate
 
     def __repr__(self) -> str:
         return f"MethodDescriptor({self.full_name})"

@@ -86,14 +86,14 @@ _Found = Iterator[tuple[str, str]]
 
 _KEEP = (UNKNOWN_FIELDS, "keep")
 
-Check = Callable[[Any, datetime, list[Violation], bool], None]
+Check = Callable[[Any, CallContext, list[Violation], bool], None]
 
 
 class Validation:
     """Runs a request's rules. It stands in a client's chain, and in a server's.
 
     `checks` maps a request's type to the check that takes the place of the generated rules: it gets
-    the request, the time now in UTC, the list to add violations to, and whether unknown fields are
+    the request, the call's context, the list to add violations to, and whether unknown fields are
     kept. The requests of a stream are checked by who answers them, one by one. A client names the
     function that makes its `public_error`.
     """
@@ -130,9 +130,9 @@ class Validation:
             refuse_unknown(request, "", violations, nested=False)
         check = self._checks.get(type(request))
         if check is not None:
-            check(request, context.now(), violations, keep_unknown)
+            check(request, context, violations, keep_unknown)
         else:
-            context.method.request.validate(request, "", violations)
+            context.method.validate(request, "", violations)
         if violations:
             error = invalid_arguments(violations, origin=self._origin)
             raise error if self._public_error is None else self._public_error(error)
@@ -418,33 +418,38 @@ def _no_record(path: str, value: object) -> Violation:
 
 def _submit(
     request: SubmitUsageRequest,
-    now: datetime | None,
+    context: CallContext,
     violations: list[Violation],
     keep_unknown: bool,
 ) -> None:
+    record = request.usage
     # The record is the body in REST and the parameters in Python: its fields need no prefix.
-    if type(request.usage) is UsageRecord:
-        check_record(request.usage, "", now, violations, keep_unknown)
+    if type(record) is UsageRecord:
+        # Mostly there is no timestamp, and the clock is not read.
+        now = None if record.timestamp is None else context.now()
+        check_record(record, "", now, violations, keep_unknown)
     else:
-        violations.append(_no_record("usage", request.usage))
+        violations.append(_no_record("usage", record))
 
 
 def _submit_at_any_time(
     request: SubmitUsageRequest,
-    now: datetime,
+    context: CallContext,
     violations: list[Violation],
     keep_unknown: bool,
 ) -> None:
     found: list[Violation] = []
-    _submit(request, None, found, keep_unknown)
-    if found:
-        # It is refused whatever its time is, and then that is said as well.
-        _submit(request, now, violations, keep_unknown)
+    if type(request.usage) is UsageRecord:
+        check_record(request.usage, "", None, found, keep_unknown)
+        if not found:
+            return
+    # It is refused whatever its time is, and then that is said as well.
+    _submit(request, context, violations, keep_unknown)
 
 
 def _batch(
     request: BatchSubmitUsageRequest,
-    _now: datetime,
+    _context: CallContext,
     violations: list[Violation],
     _keep_unknown: bool,
 ) -> None:
@@ -467,7 +472,7 @@ def _batch(
 
 def _create_price(
     request: CreatePriceRequest,
-    _now: datetime,
+    _context: CallContext,
     violations: list[Violation],
     keep_unknown: bool,
 ) -> None:
@@ -484,7 +489,7 @@ def _create_price(
 
 def _estimate(
     request: EstimateCostRequest,
-    now: datetime,
+    context: CallContext,
     violations: list[Violation],
     keep_unknown: bool,
 ) -> None:
@@ -493,7 +498,7 @@ def _estimate(
         violations.append(_no_record("usage", record))
         return
     # Nobody pays yet; and a call may be meant for a time when another price holds.
-    moment = record.timestamp
+    now, moment = context.now(), record.timestamp
     latest = max(now, instant(moment)) if isinstance(moment, datetime) else now
     if record.organization_id == "":
         record = msgspec.structs.replace(record, organization_id="nobody")
@@ -507,7 +512,7 @@ _OUTPUT_ONLY = ("id", "ingested_at", "estimated_cost", "currency", "cost_status"
 
 def _correct(
     request: CorrectUsageRequest,
-    _now: datetime,
+    _context: CallContext,
     violations: list[Violation],
     _keep_unknown: bool,
 ) -> None:

@@ -25,7 +25,7 @@ from llm_cost_ops._gen.messages import (
     VerifyCostRequest,
     VerifyCostResponse,
 )
-from llm_cost_ops.catalog import load_catalog
+from llm_cost_ops.catalog.load import load_catalog
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.ledger import Ledger, Position
 from llm_cost_ops.ledger.encoding import check_record_cost

@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from llm_cost_ops._gen.messages import RateCard
-from llm_cost_ops.catalog import load_catalog
+from llm_cost_ops.catalog.load import load_catalog
 from llm_cost_ops.config import REPORTED_PROVIDERS
-from llm_cost_ops.ledger import Ledger
+from llm_cost_ops.ledger.protocols import Ledger
 from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
 

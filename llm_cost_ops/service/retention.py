@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from llm_cost_ops._gen.messages import (
     ApplyRetentionRequest,
@@ -15,8 +15,8 @@ from llm_cost_ops._gen.messages import (
     SetRetentionRequest,
     SetRetentionResponse,
 )
-from llm_cost_ops.ledger import Filter, Ledger, Retention
-from llm_cost_ops.ledger.retention import cutoff_of
+from llm_cost_ops.ledger.protocols import Ledger
+from llm_cost_ops.ledger.types import Filter, Retention
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service.access.tenancy import actor_of
@@ -67,7 +67,7 @@ async def apply_retention(
     for kept in await _retentions(ledger, organizations, context):
         if not kept.days:
             continue
-        before = cutoff_of(kept.days, context.now())
+        before = _cutoff(kept.days, context.now())
         records = 0
         while number := await ledger.remove_older(
             kept.organization_id, before, context, dry_run=dry_run, actor=actor
@@ -81,6 +81,15 @@ async def apply_retention(
             policy.records, policy.removed_before = records, before
             done.append(policy)
     return done
+
+
+def _cutoff(days: int, now: datetime) -> datetime:
+    """The midnight of UTC before which records are past so many days."""
+    day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    try:
+        return day - timedelta(days=days)
+    except OverflowError:
+        return datetime.min.replace(tzinfo=UTC)
 
 
 async def removed_before(ledger: Ledger, where: Filter, context: CallContext) -> datetime | None:

@@ -19,10 +19,13 @@ from llm_cost_ops._gen.messages import (
     TimeWindow,
     UsageRecord,
 )
+from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.rules.requests import CHECKS, check_record
+from tests.calls import new_context
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
+CONTEXT = new_context(SyncRuntime())
 RECORD = UsageRecord(
     organization_id="a",
     provider="openai",
@@ -78,7 +81,7 @@ def broken(message: Any, path: str = "", **changes: Any) -> list[Violation]:
     if isinstance(message, UsageRecord):
         check_record(changed, path, NOW, violations)
     else:
-        CHECKS[CreatePriceRequest](changed, NOW, violations, False)
+        CHECKS[CreatePriceRequest](changed, CONTEXT, violations, False)
     return violations
 
 

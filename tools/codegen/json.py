@@ -10,7 +10,6 @@ __all__ = ["emit_codecs"]
 _IMPORTS = """\
 datetime UTC
 $package.messages *
-$package.validators *
 llm_cost_ops.rpc.method MessageCodec
 llm_cost_ops.wire.json JsonCodec several
 """
@@ -27,9 +26,8 @@ def emit_codecs(package: Package) -> str:
     """The text of codecs.py."""
     settled = {m.full_name for m in package.messages if any(map(_unsettled, [m, *m.within.values()]))}
     looks = [_settled(message, settled) for message in package.messages if message.full_name in settled]
-    checked = {message.full_name for message in package.checked}
-    codecs = [_codec(message, settled, message.full_name in checked) for message in package.messages]
-    body = "".join([*looks, f'\n\n_PROTOBUF = "{package.python}.protobuf"\n\n', *codecs])
+    codecs = "".join(_codec(message, settled) for message in package.messages)
+    body = "".join([*looks, f'\n\n_PROTOBUF = "{package.python}.protobuf"\n\n', codecs])
     names = [message.constant for message in package.messages]
     return module(package, "Every message as protobuf and as JSON.", _IMPORTS, names, body)
 
@@ -61,7 +59,7 @@ def _look(field: Field, settled: set[str]) -> str:
     return f"for {one} in {each}:\n    if {fails}:\n        return False\n"
 
 
-def _codec(message: Message, settled: set[str], checked: bool) -> str:
+def _codec(message: Message, settled: set[str]) -> str:
     json = [message.name]
     if message.full_name in settled:
         json.append(f"settled=_settled_{message.snake}")
@@ -70,5 +68,5 @@ def _codec(message: Message, settled: set[str], checked: bool) -> str:
     if groups := [strings(f.rest_name for f in members) for members in message.oneofs.values()]:
         json.append(f"oneofs=[{', '.join(groups)}]")
     items = [message.name, f'"{message.full_name}"', f'protobuf=f"{{_PROTOBUF}}:{message.snake}"']
-    items += [f"json=JsonCodec({', '.join(json)})", *[f"validate=validate_{message.snake}"] * checked]
+    items.append(f"json=JsonCodec({', '.join(json)})")
     return wrapped(f"{message.constant} = MessageCodec(", items, ")", filled=True)

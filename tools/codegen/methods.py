@@ -10,6 +10,7 @@ __all__ = ["emit_methods", "emit_public", "emit_servicers"]
 _METHODS_IMPORTS = """\
 $package.codecs *
 $package.messages *
+$package.validators *
 llm_cost_ops.rpc.method Cardinality HttpRule Idempotency MethodDescriptor QueryField
 llm_cost_ops.rpc.context fill_idempotency_key
 """
@@ -21,6 +22,7 @@ ${rpc.constant}: MethodDescriptor[${rpc.request.name}, ${rpc.response.name}] = M
     idempotency=Idempotency.${rpc.idempotency},
     request=${rpc.request.constant},
     response=${rpc.response.constant},
+    validate=validate_${rpc.request.snake},
     $options
 )
 $docstring

@@ -20,7 +20,7 @@ from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.revise import revise
 from llm_cost_ops.ledger.postgres.rows import Row, row_of, series_of, units_of, units_sql
 from llm_cost_ops.ledger.postgres.workers import Connected, Ticket
-from llm_cost_ops.ledger.postgres.writing import write
+from llm_cost_ops.ledger.postgres.writing import MIN_COPIED, write
 from llm_cost_ops.ledger.protocols import Alike
 from llm_cost_ops.ledger.retention import removed_duplicate
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
@@ -33,6 +33,8 @@ __all__ = ["Answer", "Appender", "PostgresBatch"]
 
 # More rows in a transaction take no less of the database for each, and its calls wait longer.
 _MAX_ROWS = 4000
+# Rows for one are made while the other waits for the database.
+_CONNECTIONS = 2
 _MAX_WAITING = 10_000
 _CLOSING = 30.0
 # What fails for these reasons fails for each of a group.
@@ -173,12 +175,10 @@ class PostgresBatch:
             self.rows[at] = row._replace(id=made)
 
 
-Place = tuple[PostgresBatch, int]
-"""An entry: the batch that it is in, and its number there."""
-
-
 class Appender:
-    """A thread that commits what waits together, and acknowledges it after that.
+    """Threads that commit what waits together, and acknowledge it after that.
+
+    A few rows wait for the commit that is under way, to share the next; as many as are copied do not.
 
     The same rows may be written again, after a connection was lost in the middle of a commit: their ids are
     made before, so that they are found then.
@@ -195,10 +195,12 @@ class Appender:
     def _begin(self) -> None:
         self._changed = threading.Condition()
         self._waiting: deque[tuple[PostgresBatch, Ticket[Answer]]] = deque()
-        self._thread: threading.Thread | None = None
+        self._waiting_rows = 0
+        self._threads: list[threading.Thread] = []
+        self._committing = 0
 
     def forget(self) -> None:
-        """In a forked child: the thread and its connection are the parent's."""
+        """In a forked child: the threads and their connections are the parent's."""
         self._begin()
 
     def put(self, batch: PostgresBatch, until: float | None) -> Ticket[Answer]:
@@ -210,9 +212,11 @@ class Appender:
             if len(self._waiting) >= _MAX_WAITING:
                 raise busy_error()
             self._waiting.append((batch, ticket))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="llm-cost-ops-commit", daemon=True)
-                self._thread.start()
+            self._waiting_rows += len(batch.rows)
+            if self._is_due() and len(self._threads) == self._committing < _CONNECTIONS:
+                thread = threading.Thread(target=self._work, name="llm-cost-ops-commit", daemon=True)
+                self._threads.append(thread)
+                thread.start()
             self._changed.notify()
         return ticket
 
@@ -222,31 +226,45 @@ class Appender:
         return len(self._waiting)
 
     def close(self) -> None:
-        """Commit what is queued, and end the thread."""
+        """Commit what is queued, and end the threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            thread = self._thread
-        if thread is not None:
+            threads = list(self._threads)
+        for thread in threads:
             thread.join(_CLOSING)
 
     def _work(self) -> None:
         connected = Connected(self._database)
         try:
             while group := self._next_group():
-                self._commit(connected, group)
+                try:
+                    self._commit(connected, group)
+                finally:
+                    self._end_commit()
                 del group
         finally:
             connected.close()
+
+    def _is_due(self) -> bool:
+        """Whether what waits is to be committed now, and not together with what comes meanwhile."""
+        return bool(self._waiting) and (not self._committing or self._waiting_rows >= MIN_COPIED)
 
     def _next_group(self) -> list[tuple[PostgresBatch, Ticket[Answer]]]:
         """Wait for tickets, and take those that were priced with the same cards; none when it is closed."""
         group: list[tuple[PostgresBatch, Ticket[Answer]]] = []
         with self._changed:
             while not group and (self._waiting or not self._closed):
-                self._changed.wait_for(lambda: self._waiting or self._closed)
+                self._changed.wait_for(lambda: self._is_due() or (self._closed and not self._waiting))
                 self._take(group)
+            self._committing += bool(group)
         return group
+
+    def _end_commit(self) -> None:
+        with self._changed:
+            self._committing -= 1
+            # One that waited for this.
+            self._changed.notify()
 
     def _take(self, group: list[tuple[PostgresBatch, Ticket[Answer]]]) -> None:
         rows = 0
@@ -255,6 +273,7 @@ class Appender:
             if group and batch.revision != group[0][0].revision:
                 return
             self._waiting.popleft()
+            self._waiting_rows -= len(batch.rows)
             if ticket.is_late() or not ticket.future.set_running_or_notify_cancel():
                 _fail(ticket, busy_error())
                 continue
@@ -288,40 +307,47 @@ class Appender:
 
     def _together(self, session: Session, batches: list[PostgresBatch]) -> list[Answer]:
         """Write what several calls append, and settle what was there already."""
-        places = [(batch, at) for batch in batches for at in sorted(batch.open)]
-        while places:
-            self._write(session, places)
-            places = _settle(session, batches)
+        for batch in batches:
+            batch.other_cards = False
+        while still_open := [batch for batch in batches if batch.open and not batch.other_cards]:
+            self._write(session, still_open)
+            _settle(session, still_open)
         return [None if batch.other_cards else batch.settled for batch in batches]
 
-    def _write(self, session: Session, places: list[Place]) -> None:
-        """Commit rows, and note which of them were new."""
-        written = write(session, [batch.rows[at] for batch, at in places], places[0][0].revision)
-        for batch, _ in places:
-            batch.other_cards = written is None
+    def _write(self, session: Session, batches: list[PostgresBatch]) -> None:
+        """Commit the open rows of batches, and note which of them were new."""
+        numbers = [sorted(batch.open) for batch in batches]
+        rows = [batch.rows[at] for batch, some in zip(batches, numbers, strict=True) for at in some]
+        written = write(session, rows, batches[0].revision)
         if written is None:
+            for batch in batches:
+                batch.other_cards = True
             return
-        self.commits += 1
-        for org, new in written.items():
-            for place in new:
-                batch, at = places[place]
-                batch.created(at)
-            self._written(org, len(new))
+        new = {place for places in written.values() for place in places}
+        place = 0
+        for batch, some in zip(batches, numbers, strict=True):
+            for at in some:
+                if place in new:
+                    batch.created(at)
+                place += 1
+        with self._changed:
+            self.commits += 1
+            for org, places in written.items():
+                self._written(org, len(places))
 
 
-def _settle(session: Session, batches: list[PostgresBatch]) -> list[Place]:
-    """Answer what was not created with what is there, and return what is to be written with another id.
+def _settle(session: Session, batches: list[PostgresBatch]) -> None:
+    """Answer what was not created with what is there; what stays open is to be written with another id.
 
     Under the same key it is a duplicate or a conflict, or supersedes what was found. Under another one the
     two have one id by chance, or by somebody's design: the entry gets the id of the next attempt, until one
     is free or has its key.
     """
-    open_places: dict[str, list[Place]] = {}
+    open_places: dict[str, list[tuple[PostgresBatch, int]]] = {}
     for batch in batches:
         if not batch.other_cards:
             for at in sorted(batch.open):
                 open_places.setdefault(batch.rows[at].series[0], []).append((batch, at))
-    again: list[Place] = []
     for name, places in open_places.items():
         [org] = organization_ids(session, [name])
         found = _found(session, org, {batch.rows[at].id for batch, at in places})
@@ -338,13 +364,11 @@ def _settle(session: Session, batches: list[PostgresBatch]) -> list[Place]:
                 continue
             if first is None or first.key != row.key:
                 batch.retry(at, free=first is None)
-                again.append((batch, at))
             elif row.key is None:
                 # Its id is its own: it was committed before the connection was lost.
                 batch.created(at)
             else:
                 batch.answer(at, _first(row, first))
-    return again
 
 
 class _First(NamedTuple):

@@ -59,7 +59,7 @@ class PostgresLedger:
     """A Ledger in a PostgreSQL database. Nothing is connected, and no thread started, before the first call.
 
     Writes of all calls that come at the same time share a commit. At most twice as many connections as there
-    are cores are open for everything else, and one for writing.
+    are cores are open for everything else, and two for writing.
 
     A child that the process forks opens connections of its own.
     """

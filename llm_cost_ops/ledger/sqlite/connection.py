@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
-from llm_cost_ops.ledger.sqlite import integrity, schema
+from llm_cost_ops.ledger.sqlite import schema
 from llm_cost_ops.ledger.sqlite.errors import (
     StorageError,
     busy_error,
@@ -29,6 +29,7 @@ from llm_cost_ops.ledger.sqlite.files import (
     create_private,
     is_refused,
 )
+from llm_cost_ops.ledger.sqlite.obvious_faults import find_obvious_fault
 from llm_cost_ops.ledger.sqlite.queue import QueuedError, WriteQueue
 from llm_cost_ops.ledger.sqlite.rows import Interner
 from llm_cost_ops.ledger.sqlite.sums import TEMPORARY
@@ -120,7 +121,7 @@ class Database:
     def _look_into(self, connection: sqlite3.Connection, files: FileWatch) -> None:
         """Have writes refused to a file that is inconsistent at first sight."""
         try:
-            fault = integrity.find_obvious_fault(connection)
+            fault = find_obvious_fault(connection)
         except sqlite3.Error as error:
             self.notice(error)
             if not is_broken(error):

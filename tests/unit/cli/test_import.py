@@ -6,6 +6,7 @@ import csv
 import json
 import random
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -13,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from llm_cost_ops import CostOpsClient
+from llm_cost_ops._gen.messages import BatchReceipt, UsageRecord
+from llm_cost_ops._gen.resources import UsageResource
 from llm_cost_ops.cli import main
+from tests.conformance.clients import running_server
 
 MAPPING = [
     "--map",
@@ -200,6 +204,30 @@ def test_bad_options(
 ) -> None:
     assert main(["import", str(trace), "--db", str(tmp_path / "c.db"), *arguments]) == 2
     assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"), [([], [3000]), (["--batch-size", "2000"], [2000, 1000])], ids=["default", "given"]
+)
+def test_a_database_takes_more_at_once_than_a_server(
+    trace: Path, tmp_path: Path, options: list[str], sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    submit_batch = UsageResource.submit_batch
+
+    def counted(resource: UsageResource, records: Sequence[UsageRecord]) -> BatchReceipt:
+        sent.append(len(records))
+        return submit_batch(resource, records)
+
+    monkeypatch.setattr(UsageResource, "submit_batch", counted)
+    arguments = ["import", str(trace), *MAPPING, *MODEL, "--set", "organization_id=acme", *options]
+    assert main([*arguments, "--db", str(tmp_path / "c.db")]) == 0
+    assert sent == sizes
+
+    if not options:
+        with running_server(tmp_path, "--http", "127.0.0.1:0") as urls:
+            assert main([*arguments, "--base-url", urls["http"]]) == 0
+        assert sent[1:] == [1000, 1000, 1000]
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

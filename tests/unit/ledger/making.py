@@ -29,6 +29,7 @@ _METHOD: MethodDescriptor[Any, Any] = MethodDescriptor(
     idempotency=Idempotency.UNKNOWN,
     request=None,
     response=None,
+    validate=lambda message, path, violations: None,
 )
 
 

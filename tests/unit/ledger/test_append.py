@@ -14,7 +14,7 @@ import pytest
 from llm_cost_ops._gen.messages import CostStatus, ModalityTokens, Operation, SubmitStatus
 from llm_cost_ops.ledger import encoding
 from llm_cost_ops.ledger.encoding import as_key, as_text, usage_id
-from llm_cost_ops.ledger.sqlite import append, integrity, rows
+from llm_cost_ops.ledger.sqlite import append, integrity, obvious_faults, rows
 from llm_cost_ops.ledger.sqlite.sums import FOLD_EVERY
 from llm_cost_ops.ledger.types import Entry, Filter
 from llm_cost_ops.pricing.money import UNITS
@@ -310,7 +310,7 @@ def test_the_look_at_a_file_searches_its_index_by_organization_and_id(tmp_path: 
     with Sync(tmp_path / "costs.db") as store:
         store.append([entry()])
         connection = store.store._writer.open()
-        plan = connection.execute(f"EXPLAIN QUERY PLAN {integrity._NOT_INDEXED}", (0,)).fetchall()
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {obvious_faults._NOT_INDEXED}", (0,)).fetchall()
     steps = [detail for *_, detail in plan if " i " in detail]
     assert len(steps) == 2
     assert all(detail.startswith("SEARCH i ") for detail in steps), steps

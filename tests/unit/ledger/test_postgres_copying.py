@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
@@ -22,6 +22,7 @@ from llm_cost_ops.ledger.postgres.url import database
 from llm_cost_ops.rpc.context import drive
 from tests.ledger_suite import card, revise
 from tests.unit.ledger.making import START, Sync, context, entry, pricing
+from tests.waiting import MAX_WAIT, until
 
 ODD_TEXTS = [
     "",
@@ -187,17 +188,49 @@ def test_rows_are_looked_for_while_some_are_sent_again(postgres_url: str) -> Non
         assert ledger.find_faults() == []
 
 
-def test_the_same_batches_from_two_servers_at_once_count_once(postgres_url: str) -> None:
+@pytest.mark.parametrize("servers", [1, 2])
+def test_the_same_batches_at_once_count_once(postgres_url: str, servers: int) -> None:
+    """Through two connections of one server, or those of two; some callers have another order."""
     batches = [[entry(n, idempotency_key=f"{batch} {n}") for n in range(150)] for batch in range(6)]
+    sent = [batches[at // 2][:: 1 if at % 4 < 2 else -1] for at in range(12)]
     with (
         Sync(ledger=open_ledger(postgres_url)) as one,
         Sync(ledger=open_ledger(postgres_url)) as two,
         ThreadPoolExecutor(12) as pool,
     ):
-        answers = list(pool.map(lambda at: (one, two)[at % 2].append(batches[at // 2]), range(12)))
+        used = (one, two)[:servers]
+        answers = list(pool.map(lambda at: used[at % servers].append(sent[at]), range(12)))
         created = [each for answer in answers for each in answer if each.status == "created"]
         assert len(created) == len({each.usage_id for each in created}) == one.count(Filter()) == 900
         assert one.find_faults() == []
+
+
+def test_as_many_rows_as_are_copied_do_not_wait_for_another_commit(postgres_url: str) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def write_later(session: Session, rows: list[Any], revision: int | None) -> Any:
+        if rows[0].key == "first":
+            begun.set()
+            assert goes_on.wait(MAX_WAIT)
+        return writing.write(session, rows, revision)
+
+    with (
+        patch("llm_cost_ops.ledger.postgres.append.write", write_later),
+        Sync(ledger=open_ledger(postgres_url)) as ledger,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        try:
+            pool.submit(ledger.append, [entry(idempotency_key="first")])
+            assert begun.wait(MAX_WAIT)
+            one = pool.submit(ledger.append, [entry(idempotency_key="one")])
+            until(lambda: ledger.figures().queued == 1)
+            ledger.timeout = 10.0
+            assert len(ledger.append([entry(n) for n in range(writing.MIN_COPIED)])) == writing.MIN_COPIED
+            assert [each.status for each in one.result(MAX_WAIT)] == ["created"]
+            # The one row waited, and shared the second's.
+            assert ledger.figures().commits == 1
+        finally:
+            goes_on.set()
 
 
 def test_nothing_is_copied_that_was_priced_with_other_cards(postgres_url: str) -> None:
@@ -241,11 +274,8 @@ def test_plans_that_were_made_while_tables_were_empty_do_not_read_all_of_them_la
             connection.execute("SELECT pg_stat_force_next_flush()")
             before = connection.execute(_READ).fetchone()
             use(ledger, 12)
-        until = time.monotonic() + 60
         # A session says what it has read when it ends.
-        while connection.execute(_OTHERS).fetchall():
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        until(lambda: not connection.execute(_OTHERS).fetchall())
         after = connection.execute(_READ).fetchone()
     assert before is not None
     assert after is not None
@@ -270,10 +300,7 @@ def test_a_sum_reads_the_rows_of_its_edges_and_no_others(postgres_url: str) -> N
             connection.execute("ANALYZE; SELECT pg_stat_force_next_flush()")
             before = connection.execute(_READ).fetchone()
             ledger.summarize(where, ("model",), None)
-        until = time.monotonic() + 60
-        while connection.execute(_OTHERS).fetchall():
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        until(lambda: not connection.execute(_OTHERS).fetchall())
         after = connection.execute(_READ).fetchone()
     assert before is not None
     assert after is not None

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from llm_cost_ops import CostOpsClient, ValidationError
-from llm_cost_ops._gen.codecs import EXPORT_USAGE_REQUEST, GET_ANALYTICS_REQUEST, GET_COST_SUMMARY_REQUEST
+from llm_cost_ops._gen.codecs import EXPORT_USAGE_REQUEST, GET_COST_SUMMARY_REQUEST
 from llm_cost_ops._gen.messages import Filter, GetAnalyticsRequest, GetCostSummaryRequest
+from llm_cost_ops._gen.validators import validate_get_analytics_request, validate_get_cost_summary_request
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service.pages import filter_of
 
@@ -61,8 +62,8 @@ def test_more_values_than_a_query_of_sqlite_takes_are_the_callers_fault() -> Non
 
 def test_analytics_need_a_start_and_the_others_do_not() -> None:
     found: list[Any] = []
-    GET_ANALYTICS_REQUEST.validate(GetAnalyticsRequest(), "", found)
+    validate_get_analytics_request(GetAnalyticsRequest(), "", found)
     assert [violation.field for violation in found] == ["start_date"]
     found.clear()
-    GET_COST_SUMMARY_REQUEST.validate(GetCostSummaryRequest(), "", found)
+    validate_get_cost_summary_request(GetCostSummaryRequest(), "", found)
     assert not found

@@ -60,13 +60,13 @@ def test_its_unknown_fields_stay_in_it_and_those_beside_it_beside() -> None:
 
 def test_its_rules_and_its_errors_name_the_field_as_the_caller_knows_it() -> None:
     found: list[Any] = []
-    ASKED.validate(asked(name=["abcd"], since=""), "", found)
+    odd.validators.validate_asked(asked(name=["abcd"], since=""), "", found)
     assert sorted(violation.field for violation in found) == ["name[0]", "since"]
     found = []
-    ASKED.validate(asked(since=""), "parts[1]", found)
+    odd.validators.validate_asked(asked(since=""), "parts[1]", found)
     assert [violation.field for violation in found] == ["parts[1].since"]
     found = []
-    NARROW.validate(odd.messages.Narrow(), "", found)
+    odd.validators.validate_narrow(odd.messages.Narrow(), "", found)
     assert not found, "it is required there only"
     with pytest.raises(DecodeError) as caught:
         ASKED.decode(b"\x12\x03\x0a\x01\xff")

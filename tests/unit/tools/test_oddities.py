@@ -51,7 +51,8 @@ class AsyncRecorder:
 
 def violations(message: Any) -> dict[str, str]:
     found: list[Any] = []
-    getattr(c, "RULED" if type(message) is m.Ruled else "OUTER").validate(message, "", found)
+    validate = odd.validators.validate_ruled if type(message) is m.Ruled else odd.validators.validate_outer
+    validate(message, "", found)
     return {v.field: v.description for v in found}
 
 

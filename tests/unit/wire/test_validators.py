@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops._gen.messages import Operation, UsageRecord
+from llm_cost_ops._gen.validators import validate_usage_record
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.wire.validation import check_text, entry
 
@@ -28,7 +28,7 @@ TEXTS = (
 def found(**fields: Any) -> list[Violation]:
     violations: list[Violation] = []
     record = UsageRecord(organization_id="acme", provider="openai", model_id="gpt-4o", **fields)
-    USAGE_RECORD.validate(record, "", violations)
+    validate_usage_record(record, "", violations)
     return violations
 
 
@@ -78,7 +78,7 @@ def test_a_record_of_a_class_of_the_callers_own_is_checked_by_the_fields_that_ar
 
     violations: list[Violation] = []
     record = Tagged(organization_id="acme", provider="openai", model_id="", input_tokens=-1, cost_center=-5)
-    USAGE_RECORD.validate(record, "records[3]", violations)
+    validate_usage_record(record, "records[3]", violations)
     assert violations == [
         Violation("records[3].model_id", "is required"),
         Violation("records[3].input_tokens", "must be 0 or more, not -1"),
