@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -365,6 +366,31 @@ class LifeSuite(OfEachLedger):
         globex = Filter(organization_ids=("globex",))
         for sort, descending, position, _ in kept:
             assert len(ledger.list_usage(globex, sort, descending, 9, position, None)[0]) <= 1
+
+    def test_what_was_removed_since_it_was_found_is_not_erased(
+        self, ledger: Sync, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A retention that is applied in the middle of an erasure."""
+        ledger.append([named(), named(1, idempotency_key="last")])
+        found: list[Any] = []
+
+        def stale(find: Any) -> Any:
+            def first_found_then_given(*arguments: Any, **named: Any) -> Any:
+                if found:
+                    return found.pop()
+                found.append(find(*arguments, **named))
+                return [], None
+
+            return first_found_then_given
+
+        for kind in ("sqlite", "postgres"):
+            place = f"llm_cost_ops.ledger.{kind}.erasing.find_mentions"
+            monkeypatch.setattr(place, stale(pkgutil.resolve_name(place)))
+        assert erase(ledger, ANN) == (0 if found else 2)
+        ledger.set_retention("acme", 30)
+        assert remove(ledger, START + HOUR) == 2
+        assert erase(ledger, ANN) == 0
+        assert faults(ledger) == []
 
     def test_a_key_of_a_removed_record_counts_no_more(self, ledger: Sync) -> None:
         first = entry(0, idempotency_key="k", units=5)

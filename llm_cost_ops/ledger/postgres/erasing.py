@@ -87,7 +87,8 @@ def _erase_records(session: Session, records: Sequence[Name], user_id: str) -> s
     rows = session.rows(
         f"SELECT u.org, u.id::text, u.ts, u.record, {cost.series}, coalesce(u.usr, ''), u.requests, u.input, "
         f"u.output, u.cached, {units_sql(cost.cost)} FROM {_WANTED} "
-        f"JOIN llm_cost_ops.usage u ON u.org = n.org AND u.id = n.id{cost.join}",
+        # A retention may have removed some since they were found.
+        f"JOIN llm_cost_ops.usage u ON u.org = n.org AND u.id = n.id{cost.join} WHERE u.record <> ''",
         **names_of(records),
     )
     changed: set[Name] = set()

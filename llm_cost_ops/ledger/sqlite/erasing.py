@@ -66,8 +66,11 @@ def erase(
 
 def _erase_row(cursor: sqlite3.Cursor, seq: int, user_id: str) -> str:
     """Erase a user from a row and its history; the organization, or "" where they are not named."""
+    # A retention may have removed it since it was found.
     found = cursor.execute(
-        "SELECT o.name, u.record FROM usage u JOIN organization o ON o.id = u.org WHERE u.seq = ?", (seq,)
+        "SELECT o.name, u.record FROM usage u JOIN organization o ON o.id = u.org "
+        "WHERE u.seq = ? AND u.record <> x''",
+        (seq,),
     ).fetchone()
     if found is None:
         return ""

@@ -30,6 +30,8 @@ __all__ = [
 # Seconds. Looking takes 10 µs: a twentieth of a commit to disk, a quarter of one that waits for none.
 _GAPS = {True: 0.005, False: 0.02}
 _WAL_HEADER, _FRAME_HEADER = 32, 24
+# Before files that became smaller are taken for cut.
+_QUESTIONS = 5
 
 _Key = tuple[int, int]
 
@@ -159,7 +161,7 @@ class FileWatch:
             if connection is None or connection.in_transaction:
                 self._next = 0.0
                 return
-            self._ask_why_smaller(connection, size, wal_size)
+            self._ask_why_smaller(connection)
         self._sizes = (size, wal_size)
 
     def check_damage(self) -> None:
@@ -192,24 +194,30 @@ class FileWatch:
         """Whether the database file itself is not at its path."""
         return self._database is not None and file_key(self._path) != self._database
 
-    def _ask_why_smaller(self, connection: sqlite3.Connection, size: int, wal_size: int) -> None:
-        """VACUUM and checkpoints make files smaller; other causes lose data."""
-        cause = self.truncated()
+    def _ask_why_smaller(self, connection: sqlite3.Connection) -> None:
+        """VACUUM and checkpoints make files smaller; other causes lose data.
+
+        Another process may write, or empty the log, between the question and the look at the files: what is
+        missing then is there the next time.
+        """
+        cause = self.truncated() or "a file of the database was truncated"
         try:
-            [pages] = connection.execute("PRAGMA page_count").fetchone()
-            [page_size] = connection.execute("PRAGMA page_size").fetchone()
-            _, frames, done = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if any(self._holds_all(connection) for _ in range(_QUESTIONS)):
+                return
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 return
-        else:
-            held = _look(self._paths[0])[1] if frames == done else size
-            if wal_size >= _WAL_HEADER * bool(frames) + frames * (page_size + _FRAME_HEADER) and (
-                size >= self._sizes[0] or held >= pages * page_size
-            ):
-                return
         self.note_damage(cause)
         self.check_damage()
+
+    def _holds_all(self, connection: sqlite3.Connection) -> bool:
+        """Whether the files are as long as what SQLite says is in them."""
+        [pages] = connection.execute("PRAGMA page_count").fetchone()
+        [page_size] = connection.execute("PRAGMA page_size").fetchone()
+        _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        (_, size), (_, wal_size), _ = map(_look, self._paths)
+        log = _WAL_HEADER + frames * (page_size + _FRAME_HEADER) if frames else 0
+        return wal_size >= log and size >= min(self._sizes[0], pages * page_size)
 
     def _moved(self, found: _Key | None) -> FilesChangedError:
         what = "removed" if found is None else "replaced by another"

@@ -11,13 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Self, cast
 
 import pytest
 
 from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.ledger.sqlite.connection import Database
+from llm_cost_ops.ledger.sqlite.files import FileWatch
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.unit.ledger.making import Sync, check_structure, entry
@@ -274,6 +277,55 @@ def test_making_a_database_smaller_is_no_damage(tmp_path: Path, store: Sync) -> 
     submit(store, "after")
     store.check()
     assert store.count(Filter()) == 204
+
+
+class Raced:
+    """A connection; another process writes and empties the log while this one is asked how long it is."""
+
+    in_transaction = False
+
+    def __init__(self, path: Path, moment: str) -> None:
+        self.connection, self.other = (sqlite3.connect(path, isolation_level=None) for _ in range(2))
+        self.moment = moment
+
+    def write(self) -> None:
+        self.other.execute("INSERT INTO t VALUES (zeroblob(100000))")
+
+    def empty(self) -> None:
+        assert self.other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+
+    def execute(self, asked: str) -> SimpleNamespace:
+        if "wal_checkpoint" not in asked:
+            return SimpleNamespace(fetchone=self.connection.execute(asked).fetchone)
+        moment, self.moment = self.moment, ""
+        if moment:
+            self.write()
+        row = self.connection.execute(asked).fetchone()
+        if moment == "written and emptied":
+            self.empty()
+        return SimpleNamespace(fetchone=lambda: row)
+
+
+@pytest.mark.parametrize("moment", ["written", "written and emptied"])
+def test_a_log_that_another_process_empties_and_writes_is_no_damage(tmp_path: Path, moment: str) -> None:
+    """As an erasure does. The size that it had before it was written says nothing."""
+    path = tmp_path / "costs.db"
+    raced = Raced(path, moment)
+    with closing(raced.connection), closing(raced.other):
+        raced.connection.execute("PRAGMA journal_mode = WAL")
+        raced.connection.execute("CREATE TABLE t (a)")
+        raced.write()
+        watch = FileWatch(str(path), every_commit=True)
+        watch.opened()
+        raced.empty()
+        watch.look(cast("sqlite3.Connection", raced))
+        assert (watch.damage, raced.moment) == ("", "")
+        # It goes on to see what is cut.
+        raced.write()
+        watch.look(cast("sqlite3.Connection", raced))
+        os.truncate(f"{path}-wal", 5000)
+        with pytest.raises(RpcError, match="write-ahead log of the database was truncated"):
+            watch.look(cast("sqlite3.Connection", raced))
 
 
 def test_damaged_pages_are_data_loss(tmp_path: Path) -> None:
