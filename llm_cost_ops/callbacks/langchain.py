@@ -14,12 +14,14 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+from urllib.parse import urlsplit
 
 from langchain_core.callbacks import BaseCallbackHandler
 
 from llm_cost_ops.callbacks.records import Open, counted_record, payload_record, unknown_record
 from llm_cost_ops.client.attribution import AttributionFields
 from llm_cost_ops.client.observer import Observer
+from llm_cost_ops.rules.providers import served_by
 from llm_cost_ops.types import UsageRecord
 
 if TYPE_CHECKING:
@@ -41,6 +43,11 @@ class _Begun(NamedTuple):
     provider: str = ""
     model: str = ""
     at: float | None = None
+    host: str = ""
+
+    def served_by(self, stated: str | None) -> str:
+        """Who serves the call: LangChain says openai of every model that has OpenAI's API."""
+        return served_by(stated or self.provider, self.host)
 
     def latency_ms(self) -> int | None:
         return None if self.at is None else int((time.monotonic() - self.at) * 1000)
@@ -71,13 +78,13 @@ class CostOpsCallbackHandler(BaseCallbackHandler):
         self, serialized: object, messages: object, *, run_id: UUID, metadata: Stated = None, **_: object
     ) -> None:
         """A call of a chat model begins."""
-        self._begin(run_id, metadata)
+        self._begin(run_id, metadata, serialized)
 
     def on_llm_start(
         self, serialized: object, prompts: object, *, run_id: UUID, metadata: Stated = None, **_: object
     ) -> None:
         """A call of a model for texts begins."""
-        self._begin(run_id, metadata)
+        self._begin(run_id, metadata, serialized)
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: object) -> None:
         """A call is answered."""
@@ -91,13 +98,28 @@ class CostOpsCallbackHandler(BaseCallbackHandler):
         generation = _first(found.get("response"))
         if type(generation).__name__.endswith("Chunk"):
             details = getattr(getattr(generation, "message", None), "response_metadata", None) or {}
-            provider = details.get("model_provider") or begun.provider
+            provider = begun.served_by(details.get("model_provider"))
             self._observer.take(partial(unknown_record, source=_SOURCE, provider=provider, model=begun.model))
 
-    def _begin(self, run_id: UUID, metadata: Stated) -> None:
+    def _begin(self, run_id: UUID, metadata: Stated, model: object) -> None:
         known = metadata or {}
-        begun = _Begun(known.get("ls_provider") or "", known.get("ls_model_name") or "", time.monotonic())
+        begun = _Begun(
+            known.get("ls_provider") or "",
+            known.get("ls_model_name") or "",
+            time.monotonic(),
+            _host_of(model),
+        )
         self._open.begin(str(run_id), begun)
+
+
+def _host_of(model: object) -> str:
+    """The host that a model of OpenAI's API calls, where it was made with a URL; else ""."""
+    options = model.get("kwargs") if isinstance(model, dict) else None
+    url = options.get("openai_api_base") if isinstance(options, dict) else None
+    try:
+        return (urlsplit(url).hostname or "") if isinstance(url, str) else ""
+    except ValueError:
+        return ""
 
 
 def _first(response: object) -> object:
@@ -116,7 +138,7 @@ def _record(response: LLMResult, begun: _Begun, latency_ms: int | None) -> Usage
         **(getattr(response, "llm_output", None) or {}),
         **(getattr(message, "response_metadata", None) or {}),
     }
-    provider = details.get("model_provider") or begun.provider
+    provider = begun.served_by(details.get("model_provider"))
     model = details.get("model_name") or details.get("model") or begun.model
     payload = {name: details.get(name) for name in ("id", "model", "service_tier")}
     payload["model"] = payload["model"] or model

@@ -414,7 +414,8 @@ def split_base_url(base_url: object) -> SplitResult:
 
 
 # Without the slashes the rest would be a path: that of a file, or of a Unix socket.
-_BASE_URL = re.compile(r"[A-Za-z]+://[\x21-\x7e\u00a0-\uffff]*")
+# By the characters that may not be in it: re takes 2 ms to compile the others, 4 % of importing a client.
+_BASE_URL = re.compile(r"[A-Za-z]+://[^\x00-\x20\x7f-\x9f\U00010000-\U0010ffff]*")
 _SCHEME_AGAIN = re.compile(r"(https?|grpcs?)://.*,[a-z]+://", re.IGNORECASE)
 _SEVERAL = re.compile(r"(https?|grpcs?)(://)([^/?#]*,[^/?#]*)(.*)", re.IGNORECASE)
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
+from functools import partial
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +35,10 @@ from llm_cost_ops.server.app import (
 )
 from llm_cost_ops.server.calls import CallObserver, OpenCalls, Traffic
 from llm_cost_ops.server.decoding import (
+    BATCHES,
+    MAX_INLINE_RECEIPTS,
+    STREAMED,
+    decode_json,
     decode_protobuf,
     is_long_answer,
     key_of,
@@ -45,6 +50,7 @@ from llm_cost_ops.server.limits import BACKLOG, GrpcLimits
 from llm_cost_ops.server.reflection import SERVICES as REFLECTION_SERVICES
 from llm_cost_ops.server.reflection import DescriptorImage, ReflectionHandler
 from llm_cost_ops.service.failures import log_failure
+from llm_cost_ops.transports.grpc.messages import CODEC_HEADER, CODECS_HEADER, encode_message, is_json
 from llm_cost_ops.transports.grpc.status import fields_of, number, write_status
 from llm_cost_ops.transports.net.headers import (
     REQUEST_ID_HEADER,
@@ -65,6 +71,7 @@ _MAX_MESSAGE = 1000
 _COMPRESSED_FROM = 1024
 # As protobuf they take a millisecond.
 _MAX_INLINE_RECEIPTS = 512
+_TAKES_JSON = (CODECS_HEADER, "json")
 
 # A call that was accepted has begun within so many seconds.
 _SETTLING = 0.1
@@ -256,12 +263,15 @@ class _Method:
         """The bytes of the response; or grpcio's abort, with the error's status."""
 
         async def answer(context: CallContext) -> bytes:
+            json = _in_json(context)
+            encode = partial(encode_message, self._method.response, json=json)
+            most = MAX_INLINE_RECEIPTS if json else _MAX_INLINE_RECEIPTS
             async with self._in_time(context):
-                response = await self._answer(await self._request(data), context)
-                if is_long_answer(self._method, response, _MAX_INLINE_RECEIPTS):
-                    encoded = await self._runtime.offload(self._method.response.encode, response)
+                response = await self._answer(await self._request(data, json=json), context)
+                if is_long_answer(self._method, response, most):
+                    encoded = await self._runtime.offload(encode, response)
                 else:
-                    encoded = self._method.response.encode(response)
+                    encoded = encode(response)
             traffic.sent = len(encoded)
             return encoded
 
@@ -277,14 +287,18 @@ class _Method:
         traffic = Traffic()
 
         async def answer(context: CallContext) -> None:
+            json = _in_json(context)
+            if json:
+                # The client must know before the first answer that its requests are understood.
+                await grpc_context.send_initial_metadata((_TAKES_JSON,))
             if self._method.cardinality is Cardinality.UNARY_STREAM:
                 traffic.received = len(incoming)
-                stream = self._answer(await self._request(incoming), context)
+                stream = self._answer(await self._request(incoming, json=json), context)
             else:
-                stream = self._answer(self._requests(incoming, traffic), context)
+                stream = self._answer(self._requests(incoming, traffic, json=json), context)
             async with self._in_time(context), aclosing(stream) as responses:
                 async for response in responses:
-                    data = self._method.response.encode(response)
+                    data = encode_message(self._method.response, response, json=json)
                     if len(data) < _COMPRESSED_FROM:
                         grpc_context.disable_next_message_compression()
                     traffic.sent += len(data)
@@ -332,25 +346,32 @@ class _Method:
         grpc_context.set_trailing_metadata(trailers)
         return answered
 
-    async def _request(self, data: bytes) -> object:
-        limits = self._limits
-        most = max_bytes_of(self._method, limits.max_message_bytes, limits.max_receive_bytes)
+    async def _request(self, data: bytes, *, json: bool = False) -> object:
+        limits, method = self._limits, self._method
+        most = max_bytes_of(method, limits.max_message_bytes, limits.max_receive_bytes)
         if len(data) > most:
             raise too_many_bytes("the request", most)
+        most = limits.max_message_bytes
         try:
-            return await decode_protobuf(self._method, data, limits.max_message_bytes, self._runtime)
+            if json and is_json(data):
+                return await decode_json(method.request, BATCHES.get(method.path), data, most, self._runtime)
+            return await decode_protobuf(method, data, most, self._runtime)
         except DecodeError as error:
             raise violation_of(error, "the request") from error
 
     async def _requests(
-        self, incoming: AsyncIterator[bytes], traffic: Traffic
+        self, incoming: AsyncIterator[bytes], traffic: Traffic, *, json: bool
     ) -> AsyncGenerator[object, None]:
-        """The requests of a stream; one that can't be decoded comes in parts."""
+        """The requests of a stream; one in protobuf that can't be decoded comes in parts."""
         slices = Slices(self._runtime)
         async for data in incoming:
             traffic.received += len(data)
             if traffic.received > self._limits.max_stream_bytes:
                 raise too_many_bytes("all requests of a stream", self._limits.max_stream_bytes)
+            if json and is_json(data):
+                yield await self._json_request(data)
+                await slices.pause()
+                continue
             try:
                 yield await self._request(data)
             except RpcError:
@@ -358,6 +379,14 @@ class _Method:
                     yield await self._part(data[start:stop])
                     await slices.pause()
             await slices.pause()
+
+    async def _json_request(self, data: bytes) -> object:
+        """A request of a stream in JSON; an element that can't be decoded says why, or else the whole."""
+        codec, batch = self._method.request, STREAMED.get(self._method.path)
+        try:
+            return await decode_json(codec, batch, data, self._limits.max_message_bytes, self._runtime)
+        except DecodeError as error:
+            return codec.type(unknown_=Unknown(error=error.reason, error_field=error.path))
 
     async def _part(self, data: bytes) -> object:
         """One field of a message as a request of its own, so that an element of a list harms only itself.
@@ -412,6 +441,15 @@ def _parts(data: bytes) -> Iterator[tuple[int, int]]:
     return pairwise([0, *ends])
 
 
+def _in_json(context: CallContext) -> bool:
+    """Whether the messages of a call are JSON. RpcError UNIMPLEMENTED for neither that nor protobuf."""
+    codec = context.metadata.get(CODEC_HEADER)
+    if codec not in {"", "json", "proto"}:
+        rule = f"{CODEC_HEADER} must be json or proto, not {str(codec)[:40]!r}"
+        raise RpcError(StatusCode.UNIMPLEMENTED, rule)
+    return codec == "json"
+
+
 async def _always() -> bool:
     return True
 
@@ -428,7 +466,7 @@ def _received(context: Context) -> list[tuple[str, str | bytes]]:
 def _trailers(request_id: str, *metadatas: Metadata | None) -> tuple[tuple[str, str | bytes], ...]:
     pairs = [pair for metadata in metadatas if metadata is not None for pair in metadata]
     kept = [pair for pair in pairs if pair[0] != REQUEST_ID_HEADER and not pair[0].startswith("grpc-")]
-    return (*kept, (REQUEST_ID_HEADER, request_id))
+    return (*kept, (REQUEST_ID_HEADER, request_id), _TAKES_JSON)
 
 
 async def _abort(

@@ -29,6 +29,7 @@ __all__ = [
     "decode_quickly",
     "decoder_of",
     "encode_exactly",
+    "encode_quickly",
     "is_json",
     "several",
     "to_utc",
@@ -92,13 +93,18 @@ class JsonCodec(Generic[M]):
 
     def encode(self, message: M) -> bytes:
         """The message as JSON."""
+        data = self.encode_quickly(message)
+        return encode_exactly(message) if data is None else data
+
+    def encode_quickly(self, message: M) -> bytes | None:
+        """As `encode`, but None for all that takes more than one pass in C, such as unknown fields."""
         try:
             data = _encoder.encode(message)
             if self._settled is None or self._settled(message):
                 return self._without_exponents(data) if _has_exponent(data) else data
         except (_NeedsExact, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
             pass
-        return encode_exactly(message)
+        return None
 
     def _without_exponents(self, data: bytes) -> bytes:
         """The JSON of a message whose decimals may have been written as 1E-9, as the costs of short calls."""
@@ -178,6 +184,12 @@ class JsonCodec(Generic[M]):
             items = getattr(message, slot.attribute)
             if slot.struct is not None and not (items[at].unknown_ and items[at].unknown_.error):
                 items[at] = slot.struct(unknown_=Unknown(error=REPEATED, error_field=path_text(path[2:])))
+
+
+def encode_quickly(message: object) -> bytes | None:
+    """The message as JSON; None where only a codec's slower way can write it."""
+    codec = _codecs.get(type(message))
+    return None if codec is None else codec.encode_quickly(message)
 
 
 def decode_quickly(type: type[M], data: bytes) -> M | None:

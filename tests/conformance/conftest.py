@@ -10,6 +10,7 @@ import pytest
 
 from llm_cost_ops.client import batching, clients
 from llm_cost_ops.rpc.context import uuid7
+from llm_cost_ops.transports.grpc.connection import CallConnection
 from tests.conformance.clients import COLOURS, TRANSPORTS, open_client, running_server
 
 
@@ -35,9 +36,15 @@ def database(request: pytest.FixtureRequest) -> str:
     return str(getattr(request, "param", "sqlite"))
 
 
-@pytest.fixture(params=[f"{transport}-{colour}" for transport in TRANSPORTS for colour in COLOURS])
-def way(request: pytest.FixtureRequest) -> tuple[str, str]:
-    transport, colour = request.param.split("-")
+WAYS = [f"{transport}-{colour}" for transport in TRANSPORTS for colour in COLOURS]
+
+
+@pytest.fixture(params=[*WAYS, *(f"grpc-{colour}-json" for colour in COLOURS)])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Transport and colour. Each codec of gRPC is a way of its own, which a connection keeps to."""
+    transport, colour, *codec = request.param.split("-")
+    if transport == "grpc":
+        monkeypatch.setattr(CallConnection, "takes_json", codec == ["json"])
     return transport, colour
 
 

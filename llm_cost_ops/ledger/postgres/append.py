@@ -175,10 +175,6 @@ class PostgresBatch:
             self.rows[at] = row._replace(id=made)
 
 
-Place = tuple[PostgresBatch, int]
-"""An entry: the batch that it is in, and its number there."""
-
-
 class Appender:
     """Threads that commit what waits together, and acknowledge it after that.
 
@@ -311,42 +307,47 @@ class Appender:
 
     def _together(self, session: Session, batches: list[PostgresBatch]) -> list[Answer]:
         """Write what several calls append, and settle what was there already."""
-        places = [(batch, at) for batch in batches for at in sorted(batch.open)]
-        while places:
-            self._write(session, places)
-            places = _settle(session, batches)
+        for batch in batches:
+            batch.other_cards = False
+        while still_open := [batch for batch in batches if batch.open and not batch.other_cards]:
+            self._write(session, still_open)
+            _settle(session, still_open)
         return [None if batch.other_cards else batch.settled for batch in batches]
 
-    def _write(self, session: Session, places: list[Place]) -> None:
-        """Commit rows, and note which of them were new."""
-        written = write(session, [batch.rows[at] for batch, at in places], places[0][0].revision)
-        for batch, _ in places:
-            batch.other_cards = written is None
+    def _write(self, session: Session, batches: list[PostgresBatch]) -> None:
+        """Commit the open rows of batches, and note which of them were new."""
+        numbers = [sorted(batch.open) for batch in batches]
+        rows = [batch.rows[at] for batch, some in zip(batches, numbers, strict=True) for at in some]
+        written = write(session, rows, batches[0].revision)
         if written is None:
+            for batch in batches:
+                batch.other_cards = True
             return
-        for new in written.values():
-            for place in new:
-                batch, at = places[place]
-                batch.created(at)
+        new = {place for places in written.values() for place in places}
+        place = 0
+        for batch, some in zip(batches, numbers, strict=True):
+            for at in some:
+                if place in new:
+                    batch.created(at)
+                place += 1
         with self._changed:
             self.commits += 1
-            for org, new in written.items():
-                self._written(org, len(new))
+            for org, places in written.items():
+                self._written(org, len(places))
 
 
-def _settle(session: Session, batches: list[PostgresBatch]) -> list[Place]:
-    """Answer what was not created with what is there, and return what is to be written with another id.
+def _settle(session: Session, batches: list[PostgresBatch]) -> None:
+    """Answer what was not created with what is there; what stays open is to be written with another id.
 
     Under the same key it is a duplicate or a conflict, or supersedes what was found. Under another one the
     two have one id by chance, or by somebody's design: the entry gets the id of the next attempt, until one
     is free or has its key.
     """
-    open_places: dict[str, list[Place]] = {}
+    open_places: dict[str, list[tuple[PostgresBatch, int]]] = {}
     for batch in batches:
         if not batch.other_cards:
             for at in sorted(batch.open):
                 open_places.setdefault(batch.rows[at].series[0], []).append((batch, at))
-    again: list[Place] = []
     for name, places in open_places.items():
         [org] = organization_ids(session, [name])
         found = _found(session, org, {batch.rows[at].id for batch, at in places})
@@ -363,13 +364,11 @@ def _settle(session: Session, batches: list[PostgresBatch]) -> list[Place]:
                 continue
             if first is None or first.key != row.key:
                 batch.retry(at, free=first is None)
-                again.append((batch, at))
             elif row.key is None:
                 # Its id is its own: it was committed before the connection was lost.
                 batch.created(at)
             else:
                 batch.answer(at, _first(row, first))
-    return again
 
 
 class _First(NamedTuple):

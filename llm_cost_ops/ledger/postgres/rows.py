@@ -166,11 +166,11 @@ _ESCAPED = str.maketrans(_ESCAPES)
 
 
 def copy_line(row: Row) -> str:
-    """What COPY takes for a row behind its id: `key` and what follows it, with the end of the line."""
-    _, _, _, key, ingested, ts, requests, put_in, put_out, cached, cost, usr, tags, labels, record = row
+    """What COPY takes for a row: `id` and what follows it, with the end of the line."""
+    _, _, made, key, ingested, ts, requests, put_in, put_out, cached, cost, usr, tags, labels, record = row
     return (
-        f"{_copied(key)}\t{ingested}\t{ts}\t{requests}\t{put_in}\t{put_out}\t{cached}\t{cost or _NULL}\t"
-        f"{_copied(usr)}\t{_copied(tags)}\t{_copied(labels)}\t{_copied(record)}\n"
+        f"{made}\t{_copied(key)}\t{ingested}\t{ts}\t{requests}\t{put_in}\t{put_out}\t{cached}\t"
+        f"{cost or _NULL}\t{_copied(usr)}\t{_copied(tags)}\t{_copied(labels)}\t{_copied(record)}\n"
     )
 
 

@@ -7,7 +7,7 @@ first, and the rest is copied; should somebody else commit one of those in betwe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import psycopg
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.errors import is_lost
-from llm_cost_ops.ledger.postgres.interning import intern
+from llm_cost_ops.ledger.postgres.interning import Ids, intern
 from llm_cost_ops.ledger.postgres.rows import Row, copy_line, text_array
 from llm_cost_ops.ledger.postgres.sums import quarter_sql
 
@@ -69,7 +69,7 @@ _INSERT = f"""
         WHERE %(revision)s::bigint IS NULL OR %(revision)s::bigint = (SELECT revision FROM at)
     ), new AS (
         INSERT INTO llm_cost_ops.usage (org, {_COLUMNS})
-        SELECT %(org)s, {_COLUMNS} FROM sent ORDER BY id, seq
+        SELECT %(org)s, {_COLUMNS} FROM sent ORDER BY id
         ON CONFLICT (org, id) DO NOTHING
         RETURNING id, series, ts, requests, input, output, cached, cost, usr
     ), added AS (
@@ -100,16 +100,33 @@ Found = dict[int, list[int]]
 """By the number of an organization, the places of rows in the list that they came in."""
 
 
-class _Placed(NamedTuple):
-    """A row where it goes to; place is that in the list of all."""
+class _Sent(NamedTuple):
+    """Rows, and at the same places what they refer to and their numbers; and by organization and id, in their
+    order, the place of the first row with that id.
+    """
 
-    org: int
-    id: str
-    place: int
-    series: int
-    pricing: int
-    seq: int
-    row: Row
+    rows: Sequence[Row]
+    ids: list[Ids]
+    seqs: list[int]
+    firsts: dict[int, dict[str, int]]
+
+    def columns(self, places: Iterable[int]) -> dict[str, str]:
+        """The parameters of _INSERT for some rows."""
+        rows: list[tuple[Any, ...]] = []
+        for place in places:
+            _, series, pricing = self.ids[place]
+            rows.append((series, pricing, self.seqs[place], *self.rows[place][2:]))
+        return dict(zip(_TYPES, map(text_array, zip(*rows, strict=True)), strict=True))
+
+    def lines(self, places: Sequence[int]) -> Iterator[str]:
+        """What _COPY takes for some rows, many lines at once."""
+        rows, ids, seqs = self.rows, self.ids, self.seqs
+        for at in range(0, len(places), _LINES_AT_ONCE):
+            lines = []
+            for place in places[at : at + _LINES_AT_ONCE]:
+                org, series, pricing = ids[place]
+                lines.append(f"{org}\t{series}\t{pricing}\t{seqs[place]}\t{copy_line(rows[place])}")
+            yield "".join(lines)
 
 
 def write(session: Session, rows: Sequence[Row], revision: int | None) -> Found | None:
@@ -117,39 +134,36 @@ def write(session: Session, rows: Sequence[Row], revision: int | None) -> Found 
 
     None, and nothing is written, when the cards are of another revision by now.
     """
-    placed = _placed(session, rows)
+    sent = _sent(session, rows)
     if len(rows) >= MIN_COPIED:
         for _ in range(2):
             try:
-                return _copy(session, placed, revision)
+                return _copy(session, sent, revision)
             except psycopg.errors.UniqueViolation:
                 session.looks = _LOOKS
-    return _insert(session, placed, revision)
+    return _insert(session, sent, revision)
 
 
-def _placed(session: Session, rows: Sequence[Row]) -> list[_Placed]:
-    pairs = [(row.series, row.by) for row in rows]
-    distinct = list(dict.fromkeys(pairs))
-    ids = dict(zip(distinct, intern(session, distinct), strict=True))
-    return [
-        _Placed(org, row.id, place, series, pricing, seq, row)
-        for place, (seq, (org, series, pricing), row) in enumerate(
-            zip(session.numbers(len(rows)), [ids[pair] for pair in pairs], rows, strict=True)
-        )
-    ]
+def _sent(session: Session, rows: Sequence[Row]) -> _Sent:
+    # No object for each row is kept that the garbage collector has to look at.
+    distinct = list({(row.series, row.by): None for row in rows})
+    known = dict(zip(distinct, intern(session, distinct), strict=True))
+    ids = [known[row.series, row.by] for row in rows]
+    places: dict[int, dict[str, int]] = {}
+    for place, (row, (org, _, _)) in enumerate(zip(rows, ids, strict=True)):
+        places.setdefault(org, {}).setdefault(row.id, place)
+    firsts = {org: {made: places[org][made] for made in sorted(places[org])} for org in sorted(places)}
+    return _Sent(rows, ids, session.numbers(len(rows)), firsts)
 
 
-def _insert(session: Session, placed: list[_Placed], revision: int | None) -> Found | None:
-    of_org: dict[int, list[_Placed]] = {}
-    for each in placed:
-        of_org.setdefault(each.org, []).append(each)
+def _insert(session: Session, sent: _Sent, revision: int | None) -> Found | None:
     with _undone_when_it_fails(session), session.connection.pipeline():
         session.begin_in_pipeline()
         for lock in _lock(revision):
             session.run(lock)
         answers = {
-            org: session.run(_INSERT, org=org, revision=revision, **_columns(of_org[org]))
-            for org in sorted(of_org)
+            org: session.run(_INSERT, org=org, revision=revision, **sent.columns(firsts.values()))
+            for org, firsts in sent.firsts.items()
         }
         session.commit_in_pipeline()
     session.end_commit()
@@ -158,39 +172,37 @@ def _insert(session: Session, placed: list[_Placed], revision: int | None) -> Fo
         [(at, ids)] = cursor.fetchall()
         if revision not in (None, at):
             return None
-        new = set(ids)
-        # The first one, where the same id is there twice.
-        firsts = {each.id: each.place for each in reversed(of_org[org]) if each.id in new}
-        found[org] = sorted(firsts.values())
+        found[org] = sorted(sent.firsts[org][made] for made in ids)
     return found
 
 
-def _copy(session: Session, placed: list[_Placed], revision: int | None) -> Found | None:
+def _copy(session: Session, sent: _Sent, revision: int | None) -> Found | None:
     with _undone_when_it_fails(session):
         [(at,)] = session.begin(*_lock(revision), _REVISION).fetchall()
         if revision not in (None, at):
             session.roll_back()
             return None
-        taken = _taken(session, placed) if session.looks else set()
-        firsts = {each[:2]: each for each in reversed(placed) if each[:2] not in taken}
-        new, last = sorted(firsts.values()), []
+        found = {org: list(firsts.values()) for org, firsts in sent.firsts.items()}
+        if session.looks:
+            found = _missing(session, sent, found)
+        new, last = [place for places in found.values() for place in places], []
         if new:
-            session.copy(_COPY, _lines(new))
-            seqs, orgs = [each.seq for each in new], list({each.org for each in new})
-            last = [_ADD_DELTAS.format(orgs=text_array(orgs), first=min(seqs), last=max(seqs))]
+            session.copy(_COPY, sent.lines(new))
+            seqs = [sent.seqs[place] for place in new]
+            last = [_ADD_DELTAS.format(orgs=text_array(list(found)), first=min(seqs), last=max(seqs))]
         session.commit(*last)
-    found: Found = {}
-    for each in new:
-        found.setdefault(each.org, []).append(each.place)
     return found
 
 
-def _taken(session: Session, placed: list[_Placed]) -> set[tuple[Any, ...]]:
-    """The organizations and ids of those rows that are there already."""
-    orgs, ids = text_array([each.org for each in placed]), text_array([each.id for each in placed])
-    taken = {placed[place - 1][:2] for (place,) in session.run_planned(_LOOK, orgs=orgs, ids=ids)}
+def _missing(session: Session, sent: _Sent, found: Found) -> Found:
+    """The places of those rows that are not there already."""
+    places = [place for some in found.values() for place in some]
+    orgs = text_array([sent.ids[place][0] for place in places])
+    ids = text_array([sent.rows[place].id for place in places])
+    taken = {places[number - 1] for (number,) in session.run_planned(_LOOK, orgs=orgs, ids=ids)}
     session.looks = _LOOKS if taken else session.looks - 1
-    return taken
+    missing = {org: [place for place in some if place not in taken] for org, some in found.items()}
+    return {org: some for org, some in missing.items() if some}
 
 
 def _lock(revision: int | None) -> list[str]:
@@ -207,20 +219,3 @@ def _undone_when_it_fails(session: Session) -> Iterator[None]:
             session.committing = False
         session.roll_back()
         raise
-
-
-def _columns(placed: list[_Placed]) -> dict[str, str]:
-    rows: list[tuple[Any, ...]] = [
-        (each.series, each.pricing, each.seq, each.id, *each.row[3:]) for each in placed
-    ]
-    return dict(zip(_TYPES, map(text_array, zip(*rows, strict=True)), strict=True))
-
-
-def _lines(placed: list[_Placed]) -> Iterator[str]:
-    for at in range(0, len(placed), _LINES_AT_ONCE):
-        yield "".join(
-            [
-                f"{org}\t{series}\t{pricing}\t{seq}\t{made}\t{copy_line(row)}"
-                for org, made, _, series, pricing, seq, row in placed[at : at + _LINES_AT_ONCE]
-            ]
-        )

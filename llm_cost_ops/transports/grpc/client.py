@@ -80,6 +80,8 @@ class _GrpcTransport:
         self._tls = tls
         self._proxy = proxy_of(self._target, proxy)
         self._max_response_bytes = max_response_bytes
+        # Whether the call before went as JSON: most likely the next one will.
+        self._json = False
         self.closed = False
 
     def _begin(self, request: object, context: CallContext) -> GrpcExchange:
@@ -93,7 +95,13 @@ class _GrpcTransport:
             raise client_closed()
         scheme = "https" if self._target.tls else "http"
         return kind(
-            scheme, self._target.authority, request, context, self._max_response_bytes, self._serializer
+            scheme,
+            self._target.authority,
+            request,
+            context,
+            self._max_response_bytes,
+            self._serializer,
+            json=self._json,
         )
 
     def _open(self) -> ConnectionPool:
@@ -119,6 +127,7 @@ class AsyncGrpcTransport(_GrpcTransport):
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
         await self._pool().run(exchange)
+        self._json = exchange.json
         return exchange.finish()
 
     async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
@@ -170,6 +179,7 @@ class GrpcTransport(_GrpcTransport):
             raise exchange.out_of_time() from error
         except RuntimeError as error:
             raise exchange.failure(error) if not self.closed else exchange.closed() from error
+        self._json = exchange.json
         return exchange.finish()
 
     async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
@@ -485,12 +495,14 @@ class ConnectionPool:
         async with self._turn(exchange):
             connection = await self._entered(exchange)
             try:
+                exchange.write_in(json=bool(connection.takes_json))
                 stream = connection.open(exchange.headers(), exchange.deadline)
                 try:
                     async with aclosing(exchange.messages(stream)) as messages:
                         async for message in messages:
                             yield message
                 finally:
+                    connection.learn(exchange.takes_json)
                     connection.release(stream)
             finally:
                 connection.leave()
@@ -540,10 +552,12 @@ class ConnectionPool:
         async with self._turn(exchange):
             connection = await self._entered(exchange)
             try:
+                exchange.write_in(json=bool(connection.takes_json))
                 stream = connection.open(exchange.headers(), exchange.deadline)
                 try:
                     await exchange.run(stream)
                 finally:
+                    connection.learn(exchange.takes_json)
                     connection.release(stream)
             finally:
                 connection.leave()

@@ -136,6 +136,10 @@ class CallConnection(H2Protocol, AbstractHandler):
 
     connection: FrameWriter
     processor: _Events
+    takes_json: bool | None = None
+    """Whether the server takes JSON, as its answers tell. It is False for good once JSON was refused: what is
+    behind a proxy may be servers of both kinds.
+    """
 
     def __init__(self, on_lost: Callable[[CallConnection], None]) -> None:
         super().__init__(self, KEEPALIVE, _H2)
@@ -241,6 +245,11 @@ class CallConnection(H2Protocol, AbstractHandler):
         """Let in who waits, up to the server's limit."""
         while self._waiting and self._has_room():
             self._in_flight += self._waiting.grant_next()
+
+    def learn(self, takes_json: bool | None) -> None:
+        """Take in what an answer told of JSON, if anything."""
+        if takes_json is not None and self.takes_json is not False:
+            self.takes_json = takes_json
 
     def _has_room(self) -> bool:
         most = self.http2.remote_settings.max_concurrent_streams

@@ -23,6 +23,13 @@ from llm_cost_ops.rpc.status import (
     invalid_argument,
 )
 from llm_cost_ops.transports.grpc.connection import CallStream, StreamFailedError
+from llm_cost_ops.transports.grpc.messages import (
+    CODEC_HEADER,
+    CODECS_HEADER,
+    decode_message,
+    encode_message,
+    is_json,
+)
 from llm_cost_ops.transports.grpc.status import MAX_RETRY_DELAY, StatusDetails, read_status
 from llm_cost_ops.transports.net.bodies import BodyTooLargeError, BoundedBody
 from llm_cost_ops.transports.net.headers import (
@@ -44,6 +51,7 @@ MAX_MESSAGE = 2000
 
 # The content types of an answer; the first is that of a request.
 _PROTOBUF = ("application/grpc", "application/grpc+proto")
+_JSON = ("application/grpc+json", "application/grpc")
 
 _SUCCESSES = ("200", "201")
 
@@ -79,15 +87,32 @@ _TOO_LARGE = re.compile(r"message (after decompression )?(larger than max|exceed
 
 Headers = list[tuple[bytes, bytes]]
 
+
+def _statuses(*codes: StatusCode) -> frozenset[str]:
+    """Codes as `grpc-status` has them."""
+    return frozenset(str(code.value) for code in codes)
+
+
 _KEY, _ID = IDEMPOTENCY_HEADER.encode(), REQUEST_ID_HEADER.encode()
+_IN_JSON, _TAKES_JSON = (CODEC_HEADER.encode(), b"json"), (CODECS_HEADER.encode(), b"json")
+_NOT_OF_THE_APPLICATION = (b":", b"grpc-", _TAKES_JSON[0])
+
+# The statuses with which servers that know no JSON refuse it. After the second ones a call may have been
+# carried out all the same, where not the server but something before it answered so; a stream has none yet.
+_NOT_UNDERSTOOD = _statuses(StatusCode.INVALID_ARGUMENT, StatusCode.UNIMPLEMENTED)
+_FAILED = _statuses(StatusCode.INTERNAL, StatusCode.UNKNOWN) | {""}
+_TOO_MUCH = _statuses(StatusCode.INVALID_ARGUMENT, StatusCode.RESOURCE_EXHAUSTED)
 
 
 class GrpcExchange:
     """A call as one HTTP/2 stream, or as several where the server did not touch the first ones.
 
     `limit` bounds the response message in bytes, after decompression. Without a `serializer` messages
-    are protobuf.
+    are protobuf, or with `json` mostly JSON; `takes_json` is what the answer told of that: the server takes
+    it, refused it, or None for neither.
     """
+
+    takes_json: bool | None = None
 
     def __init__(
         self,
@@ -97,12 +122,12 @@ class GrpcExchange:
         context: CallContext,
         limit: int,
         serializer: Serializer | None = None,
+        *,
+        json: bool = False,
     ) -> None:
         context.check_deadline()
         self._serializer = serializer
-        self._kinds = _PROTOBUF
-        if serializer is not None:
-            self._kinds = (f"application/grpc+{subtype_of(serializer)}", "application/grpc")
+        self.json = json and serializer is None
         self._context = context
         self._limit = limit
         self._safe = context.method.idempotency is Idempotency.NO_SIDE_EFFECTS
@@ -114,6 +139,7 @@ class GrpcExchange:
         self._status = self._words = ""
         self._details = b""
         self._message: bytes | None = None
+        self._too_large = False
         self._request = request
         self._frame = self._framed(request)
 
@@ -121,12 +147,26 @@ class GrpcExchange:
         codec = self._context.method.request
         try:
             if self._serializer is None:
-                payload = codec.encode(request)
+                payload = encode_message(codec, request, json=self.json)
             else:
                 payload = to_wire(self._serializer, codec.encode_json(request))
         except EncodeError as error:
             raise invalid_argument(error.path, error.reason, origin="client") from error
         return b"\x00" + len(payload).to_bytes(4, "big") + payload
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        if self._serializer is not None:
+            return f"application/grpc+{subtype_of(self._serializer)}", "application/grpc"
+        return _JSON if self.json else _PROTOBUF
+
+    def write_in(self, *, json: bool) -> None:
+        """Write the messages as JSON or as protobuf, whatever they were written in before."""
+        json = json and self._serializer is None and not self._too_large
+        self.takes_json = None
+        if json != self.json:
+            self.json = json
+            self._frame = self._framed(self._request)
 
     def seconds_left(self) -> float | None:
         """What is left until the deadline, never negative."""
@@ -155,6 +195,8 @@ class GrpcExchange:
             (b"content-type", self._kinds[0].encode()),
             (b"user-agent", (context.metadata.get("user-agent") or USER_AGENT).encode()),
         ]
+        if self.json:
+            lasting.append(_IN_JSON)
         passing: Headers = []
         left = self.seconds_left()
         if left is not None:
@@ -175,12 +217,29 @@ class GrpcExchange:
         self._sent = False
         await self._send(stream)
         encoding = await self._begin(stream)
-        if encoding is None:
+        if encoding is not None:
+            self._message = await self._read_message(stream, encoding)
+            if self._message is not None and await stream.read(1):
+                raise self._malformed("it has more than one message")
+            self._take(await stream.read_trailers())
+        if self.json and self._status not in {"", "0"}:
+            self._check_codec()
+
+    def _check_codec(self) -> None:
+        """Raise StreamFailedError where a call that went as JSON is to go as protobuf."""
+        if self._status in _TOO_MUCH and self._failed().error_code == "PAYLOAD_TOO_LARGE":
+            self._too_large = True
+            raise StreamFailedError("the server takes no more bytes of JSON", processed=False)
+        if self.takes_json:
             return
-        self._message = await self._read_message(stream, encoding)
-        if self._message is not None and await stream.read(1):
-            raise self._malformed("it has more than one message")
-        self._take(await stream.read_trailers())
+        context = self._context
+        repeatable = bool(context.idempotency_key) or context.method.idempotency is not Idempotency.UNKNOWN
+        if self._status in _NOT_UNDERSTOOD or (repeatable and self._status in _FAILED):
+            raise self._no_json()
+
+    def _no_json(self) -> StreamFailedError:
+        self.takes_json = False
+        return StreamFailedError("the server takes no JSON", processed=False)
 
     async def _send(self, stream: CallStream) -> None:
         try:
@@ -208,6 +267,8 @@ class GrpcExchange:
             return
         if self._status:
             return  # what a gateway says in gRPC's words counts
+        if status == "415" and self.json:
+            raise self._no_json()
         if status == "200":
             raise self._malformed(f"its content type is {kind[:100]!r}")
         code = _HTTP.get(int(status) if status.isdecimal() else 0, StatusCode.UNKNOWN)
@@ -251,6 +312,8 @@ class GrpcExchange:
         self._details = received.get(b"grpc-status-details-bin", b"")
         pushback = received.get(b"grpc-retry-pushback-ms")
         self._pushback = None if pushback is None else _milliseconds(pushback)
+        if _TAKES_JSON in headers:
+            self.takes_json = True
         if given := _application(headers):
             for name, value in from_headers(given):
                 try:
@@ -268,7 +331,8 @@ class GrpcExchange:
         if self._message is None:
             raise self._malformed("it is a success without a message")
         response = self._decoded(self._message)
-        if missing := missing_answer(method, self._request, response):
+        body = self._message if self.json and is_json(self._message) else None
+        if missing := missing_answer(method, self._request, response, body):
             raise self._malformed(missing)
         status = self._metadata.get(STATUS_HEADER)
         context.response_status = int(status) if status in _SUCCESSES else method.success_status
@@ -279,7 +343,7 @@ class GrpcExchange:
         codec = self._context.method.response
         try:
             if self._serializer is None:
-                return codec.decode(message)
+                return decode_message(codec, message, json=self.json)
             return codec.decode_json(from_wire(self._serializer, message))
         except DecodeError as error:
             raise self._malformed(f"the response {error}") from error
@@ -363,7 +427,7 @@ class GrpcExchange:
 
 
 def _application(headers: Headers) -> Headers:
-    return [pair for pair in headers if not pair[0].startswith((b":", b"grpc-"))]
+    return [pair for pair in headers if not pair[0].startswith(_NOT_OF_THE_APPLICATION)]
 
 
 def _from_base64(text: bytes) -> bytes:

@@ -37,12 +37,14 @@ class StreamingExchange(GrpcExchange):
         context: CallContext,
         limit: int,
         serializer: Serializer | None = None,
+        *,
+        json: bool = False,
     ) -> None:
         self._streams_in = context.method.cardinality is Cardinality.STREAM_STREAM
         self.requests: Any = request
         self.begun = False
         self.broken: Exception | None = None
-        super().__init__(scheme, authority, request, context, limit, serializer)
+        super().__init__(scheme, authority, request, context, limit, serializer, json=json)
 
     def _framed(self, request: object) -> bytes:
         return b"" if request is self.requests and self._streams_in else super()._framed(request)
@@ -57,6 +59,8 @@ class StreamingExchange(GrpcExchange):
             await self._send(stream)
         try:
             encoding = await self._begin(stream)
+            if self.json:
+                self._check_codec()
             self._answered()
             while encoding is not None:
                 message = await self._read_message(stream, encoding)

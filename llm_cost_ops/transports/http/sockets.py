@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 import httpcore
 
-from llm_cost_ops.transports.net.dial import connect, connect_any, is_address, look_up
+from llm_cost_ops.transports.net.dial import NEXT_ADDRESS, connect, connect_any, is_address, look_up
 
 __all__ = ["AsyncioBackend", "DeadlineBackend"]
 
@@ -69,27 +69,31 @@ class DeadlineBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        addresses = self._addresses(host, port, timeout)
-        for remaining in range(len(addresses), 0, -1):
-            left = _left(timeout, httpcore.ConnectTimeout)
-            # A dead address may not eat the time of those after it.
-            share = None if left is None else left / remaining
-            connect = partial(
-                self._backend.connect_tcp,
-                addresses[-remaining],
-                port,
-                share,
-                local_address,
-                None if socket_options is None else list(socket_options),
-            )
-            try:
-                stream = self._connected(connect)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                if remaining == 1 or self._shut:
-                    raise
-            else:
-                return DeadlineStream(stream, timeout, self)
-        raise httpcore.ConnectError(f"{host} has no address")
+        """Connect to whichever address answers first, as `connect_any` does."""
+        waiting = self._addresses(host, port, timeout)
+        options = None if socket_options is None else list(socket_options)
+        trying: set[concurrent.futures.Future[httpcore.NetworkStream]] = set()
+        failed: BaseException = httpcore.ConnectError(f"{host} has no address")
+        try:
+            while waiting or trying:
+                if waiting:
+                    left = _left(timeout, httpcore.ConnectTimeout)
+                    connect = partial(
+                        self._backend.connect_tcp, waiting.pop(0), port, left, local_address, options
+                    )
+                    trying.add(self._elsewhere(connect, lambda stream: stream.close()))
+                moment = NEXT_ADDRESS if waiting else None
+                done, trying = concurrent.futures.wait(trying, moment, concurrent.futures.FIRST_COMPLETED)
+                for one in done:
+                    error = one.exception()
+                    if error is None:
+                        trying |= done - {one}
+                        return DeadlineStream(one.result(), timeout, self)
+                    failed = error
+            raise failed
+        finally:
+            for one in trying:
+                _drop(one)
 
     def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
@@ -135,20 +139,20 @@ class DeadlineBackend(httpcore.NetworkBackend):
         def hosts() -> list[str]:
             return [str(address[0]) for _, address in look_up(host, port)]
 
+        found = self._elsewhere(hosts)
         try:
-            return self._elsewhere(hosts, _left(deadline, httpcore.ConnectTimeout))
+            return found.result(_left(deadline, httpcore.ConnectTimeout))
         except concurrent.futures.TimeoutError:
             raise httpcore.ConnectTimeout(f"resolving {host} took too long") from None
         except OSError as error:
             raise httpcore.ConnectError(f"can't resolve {host}: {error}") from error
-
-    def _connected(self, connect: Callable[[], httpcore.NetworkStream]) -> httpcore.NetworkStream:
-        return self._elsewhere(connect, None, lambda stream: stream.close())
+        finally:
+            found.cancel()
 
     def _elsewhere(
-        self, work: Callable[[], T], seconds: float | None, drop: Callable[[T], None] | None = None
-    ) -> T:
-        """Do in another thread what can't be interrupted; it is left behind when nobody waits any more."""
+        self, work: Callable[[], T], drop: Callable[[T], None] | None = None
+    ) -> concurrent.futures.Future[T]:
+        """Do in another thread what can't be interrupted; it is left behind there once it is cancelled."""
         done: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def run() -> None:
@@ -168,12 +172,23 @@ class DeadlineBackend(httpcore.NetworkBackend):
             if self._shut:
                 raise httpcore.ConnectError("the client was closed")
             self._waits.add(done)
+        done.add_done_callback(self._waited)
         try:
             threading.Thread(target=run, daemon=True, name="llm-cost-ops-connect").start()
-            return done.result(seconds)
-        finally:
-            with self._lock:
-                self._waits.discard(done)
+        except BaseException:
+            done.cancel()
+            raise
+        return done
+
+    def _waited(self, done: concurrent.futures.Future[Any]) -> None:
+        with self._lock:
+            self._waits.discard(done)
+
+
+def _drop(connecting: concurrent.futures.Future[httpcore.NetworkStream]) -> None:
+    """Close what connects, now or once it is connected."""
+    if not connecting.cancel() and connecting.exception() is None:
+        connecting.result().close()
 
 
 class DeadlineStream(httpcore.NetworkStream):

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["Address", "connect", "connect_any", "is_address", "look_up", "resolve"]
+__all__ = ["NEXT_ADDRESS", "Address", "connect", "connect_any", "is_address", "look_up", "resolve"]
 
 # The next address is tried beside one that has not answered for so many seconds.
 NEXT_ADDRESS = 0.25

@@ -4,9 +4,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
 from llm_cost_ops import CostOpsClient
+from tests.proxies import ANSWER
 from tests.sdk_stub import Stub
 from tests.unit.callbacks.conftest import check, recorded
 
@@ -79,6 +81,18 @@ async def test_openai(way: Callable[..., Any], stub: Stub, client: CostOpsClient
     if inspect.isawaitable(done):
         await done
     check(client, WAYS[way], "langchain")
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/"])
+def test_who_serves_a_model_of_openais_api_is_told_by_its_url(client: CostOpsClient, path: str) -> None:
+    answer = {**ANSWER, "id": "chatcmpl-1", "model": "deepseek-chat"}
+    with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, json=answer))) as sender:
+        model = ChatOpenAI(
+            model="deepseek-chat", base_url=f"https://api.deepseek.com{path}", api_key="k", http_client=sender
+        )
+        model.invoke("hi", config={"callbacks": [CostOpsCallbackHandler(client)]})
+    [record] = recorded(client)
+    assert (record.provider, record.model_id, record.total_tokens) == ("deepseek", "deepseek-chat", 1007)
 
 
 def test_responses_completions_and_anthropic(stub: Stub, client: CostOpsClient) -> None:

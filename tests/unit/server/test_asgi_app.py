@@ -14,7 +14,7 @@ from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.server import asgi_app, serve
-from llm_cost_ops.server.http import MAX_INLINE_RECEIPTS
+from llm_cost_ops.server.decoding import MAX_INLINE_RECEIPTS
 from tests.tiny_service import PUT_NOTE
 
 RECORD = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 1000}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import socket
 import stat
 from pathlib import Path
@@ -12,6 +13,16 @@ import grpc
 import grpc.aio
 import pytest
 
+from llm_cost_ops._gen.messages import (
+    BatchReceipt,
+    BatchSubmitUsageRequest,
+    BatchSubmitUsageResponse,
+    RecordError,
+    SubmitResult,
+    UsageReceipt,
+    UsageRecord,
+)
+from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE
 from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
@@ -69,6 +80,17 @@ class Notes:
     async def get_note(self, request, call):
         return PutNoteResponse(data=Note(id=request.id))
 
+    async def batch_submit(self, request, call):
+        return BatchSubmitUsageResponse(
+            data=BatchReceipt(results=[_result(each) for each in request.records])
+        )
+
+
+def _result(record):
+    if record.unknown_:
+        return SubmitResult(error=RecordError(message=record.unknown_.error))
+    return SubmitResult(usage=UsageReceipt(usage_id=str(record.input_tokens)))
+
 
 @pytest.fixture
 def notes():
@@ -81,7 +103,9 @@ async def start(notes):
     servers = []
 
     async def start(**settings):
-        handler = ServiceHandler([(PUT_NOTE, notes.put_note), (GET_NOTE, notes.get_note)])
+        methods = (PUT_NOTE, GET_NOTE, BATCH_SUBMIT_USAGE)
+        bodies = (notes.put_note, notes.get_note, notes.batch_submit)
+        handler = ServiceHandler(zip(methods, bodies, strict=True))
         server = GrpcServer(handler, **{"port": 0, **settings})
         servers.append(server)
         return server, (await server.start()).removeprefix("grpc://")
@@ -122,6 +146,7 @@ async def test_an_answer_with_its_metadata(channel, notes):
         ("x-told", "1"),
         ("x-raw-bin", b"\x00"),
         ("x-request-id", "r-1"),
+        ("llm-cost-ops-codecs", "json"),
     }
     [seen] = notes.contexts
     assert (seen.idempotency_key, seen.request_id, seen.metadata.get("x-a")) == ("k", "r-1", "1")
@@ -155,6 +180,44 @@ async def test_bytes_that_are_no_request(channel, data):
     assert details.violations
     if b"count" in data:
         assert details.violations[0].field == "note.count"
+
+
+IN_JSON = ("llm-cost-ops-codec", "json")
+
+
+async def test_json_is_answered_with_json(channel):
+    call = channel.unary_unary(BATCH_SUBMIT_USAGE.path)
+    record = {"organization_id": "o", "input_tokens": 5, "modality": {"input_audio_tokens": 2}}
+    body = json.dumps({"records": [record, {"output_tokens": "x"}]}).encode()
+    answer = BATCH_SUBMIT_USAGE.response
+    good, bad = answer.decode_json(await call(body, metadata=[IN_JSON])).data.results
+    assert good.usage.usage_id == "5"
+    assert "expected" in bad.error.message
+    # Without the metadata it is protobuf, and so is what does not begin as JSON.
+    request = BatchSubmitUsageRequest(records=[UsageRecord(organization_id="o", input_tokens=6)])
+    data = BATCH_SUBMIT_USAGE.request.encode(request)
+    assert answer.decode(await call(data)).data.results[0].usage.usage_id == "6"
+    assert answer.decode_json(await call(data, metadata=[IN_JSON])).data.results[0].usage.usage_id == "6"
+    error, trailers, _ = await failed(call(body))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert trailers["llm-cost-ops-codecs"] == "json"
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"records": 5}', b'{"records": [], "records": []}'])
+async def test_json_that_is_no_request(channel, body):
+    error, trailers, details = await failed(
+        channel.unary_unary(BATCH_SUBMIT_USAGE.path)(body, metadata=[IN_JSON])
+    )
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details.violations
+    assert trailers["llm-cost-ops-codecs"] == "json"
+
+
+async def test_a_codec_that_the_server_does_not_have(channel):
+    error, _, _ = await failed(channel.unary_unary(PATH)(note(), metadata=[("llm-cost-ops-codec", "xml")]))
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert error.details() == "llm-cost-ops-codec must be json or proto, not 'xml'"
+    assert await channel.unary_unary(PATH)(note(), metadata=[("llm-cost-ops-codec", "proto")])
 
 
 async def test_what_is_no_metadata(channel):
