@@ -109,12 +109,11 @@ class AsyncRuntime(_Clock):
         await asyncio.sleep(seconds)
 
     async def wait(self, future: concurrent.futures.Future[T], timeout: float | None = None) -> T:
-        import asyncio
-
         if not future.done():
-            async with asyncio.timeout(timeout):
-                # The other thread's work goes on when this is cancelled, and its result is dropped.
-                await arrival(future)
+            # The other thread's work goes on when this is cancelled, and its result is dropped.
+            await arrival(future, timeout)
+            if not future.done():
+                raise TimeoutError
         return future.result()
 
     async def within(self, awaitable: Awaitable[T], timeout: float | None = None) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import time
 from typing import Any
 
 import pytest
@@ -98,3 +99,31 @@ async def test_each_of_two_loops_gets_its_own() -> None:
     await asyncio.to_thread(work)
     assert await answers == [2]
     assert await other == 1
+
+
+async def test_a_result_that_came_in_time_is_given_though_the_loop_is_late() -> None:
+    future = concurrent.futures.Future[int]()
+    waits = asyncio.ensure_future(RUNTIME.wait(future, 0.01))
+    await asyncio.sleep(0)
+    future.set_result(7)
+    time.sleep(0.02)  # noqa: ASYNC251  # the loop is kept from both, its wake and its timer
+    assert await waits == 7
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0, -1])
+async def test_what_does_not_come_in_time_goes_on(seconds: float) -> None:
+    future = concurrent.futures.Future[int]()
+    with pytest.raises(TimeoutError):
+        await RUNTIME.wait(future, seconds)
+    assert future.set_running_or_notify_cancel()
+
+
+async def test_a_wait_that_is_over_leaves_no_timer() -> None:
+    future = concurrent.futures.Future[int]()
+    waits = asyncio.ensure_future(RUNTIME.wait(future, 3600))
+    await asyncio.sleep(0)
+    waits.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waits
+    timers: Any = asyncio.get_running_loop()
+    assert not [timer for timer in timers._scheduled if not timer.cancelled()]  # no public way
