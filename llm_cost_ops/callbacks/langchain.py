@@ -10,6 +10,7 @@ matters, instrument the model's client instead (`client.instrument(model)`).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -107,15 +108,17 @@ class CostOpsCallbackHandler(BaseCallbackHandler):
             known.get("ls_provider") or "",
             known.get("ls_model_name") or "",
             time.monotonic(),
-            _host_of(model),
+            _host_of(model, known.get("ls_provider")),
         )
         self._open.begin(str(run_id), begun)
 
 
-def _host_of(model: object) -> str:
-    """The host that a model of OpenAI's API calls, where it was made with a URL; else ""."""
+def _host_of(model: object, provider: str | None) -> str:
+    """The host that a model of OpenAI's API calls, where that is stated or in the environment; else ""."""
     options = model.get("kwargs") if isinstance(model, dict) else None
     url = options.get("openai_api_base") if isinstance(options, dict) else None
+    if url is None and provider == "openai":
+        url = os.environ.get("OPENAI_BASE_URL")  # OpenAI's SDK reads it
     try:
         return (urlsplit(url).hostname or "") if isinstance(url, str) else ""
     except ValueError:

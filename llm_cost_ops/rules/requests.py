@@ -128,7 +128,7 @@ class Validation:
         keep_unknown = keeps_unknown(context.metadata)
         if request.unknown_ and not keep_unknown:
             refuse_unknown(request, "", violations, nested=False)
-        check = self._checks.get(type(request))
+        check = self._checks.get(context.method.request.type)
         if check is not None:
             check(request, context, violations, keep_unknown)
         else:

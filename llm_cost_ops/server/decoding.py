@@ -8,6 +8,7 @@ decoded, and decoded one by one, outside the event loop when that takes long.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -66,7 +67,8 @@ MAX_VALUES = 500_000
 class Batch(NamedTuple):
     """The field of a request that holds the items of a batch, by its name and by its number.
 
-    `entries` counts what is in the lists and maps of an item.
+    `entries` counts what is in the lists and maps of an item; of these and the fields of all items there may
+    be `max_values`.
     """
 
     field: str
@@ -74,6 +76,7 @@ class Batch(NamedTuple):
     item: MessageCodec[Any]
     max_items: int
     entries: Callable[[Any], int]
+    max_values: int = MAX_VALUES
 
 
 def _entries(record: UsageRecord) -> int:
@@ -83,8 +86,10 @@ def _entries(record: UsageRecord) -> int:
 _RECORDS = Batch("records", 1, USAGE_RECORD, MAX_BATCH, _entries)
 BATCHES: dict[str, Batch] = {BATCH_SUBMIT_USAGE.path: _RECORDS}
 """The requests that may be large, by the paths of their methods."""
-STREAMED: dict[str, Batch] = {STREAM_USAGE.path: _RECORDS}
-"""The requests of streams that are lists, by the paths of their methods."""
+STREAMED: dict[str, Batch] = {
+    STREAM_USAGE.path: _RECORDS._replace(max_items=sys.maxsize, max_values=sys.maxsize)
+}
+"""The requests of streams that are lists, by the paths of their methods: as long as their bytes allow."""
 
 
 def max_bytes_of(method: MethodDescriptor[Any, Any], of_message: int, of_batch: int) -> int:
@@ -154,8 +159,8 @@ def _too_many(batch: Batch) -> DecodeError:
 
 
 def _check_values(batch: Batch, data: bytes, more: int = 0) -> None:
-    if more + data.count(b",") + data.count(b"{") + data.count(b"[") > MAX_VALUES:
-        rule = f"must have at most {MAX_VALUES:,} values in all: send fewer at a time"
+    if more + data.count(b",") + data.count(b"{") + data.count(b"[") > batch.max_values:
+        rule = f"must have at most {batch.max_values:,} values in all: send fewer at a time"
         raise DecodeError(rule, batch.field)
 
 

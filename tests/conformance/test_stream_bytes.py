@@ -50,6 +50,8 @@ async def test_json_of_a_stream(tmp_path: Path) -> None:
             StreamUsageRequest(records=[USAGE_RECORD.decode_json(json.dumps(good).encode())])
         ),
         json.dumps({"records": large}).encode(),
+        # More than a batch may have.
+        json.dumps({"records": [good] * 10_001}).encode(),
     ]
     with running_server(tmp_path, "--grpc", "127.0.0.1:0") as urls:
         async with grpc.aio.insecure_channel(urls["grpc"].removeprefix("grpc://")) as channel:
@@ -59,7 +61,7 @@ async def test_json_of_a_stream(tmp_path: Path) -> None:
                 await call.write(data)
             await call.done_writing()
             answers = [STREAM_USAGE_RESPONSE.decode_json(data) async for data in call]
-    assert (answers[-1].durable, answers[-1].created) == (106, 104)
+    assert (answers[-1].durable, answers[-1].created) == (10_107, 10_105)
     problems = [problem for answer in answers for problem in answer.problems]
     assert [problem.index for problem in problems] == [2, 4]
     assert problems[0].error.violations[0].field == "output_tokens"

@@ -51,7 +51,7 @@ MAX_MESSAGE = 2000
 
 # The content types of an answer; the first is that of a request.
 _PROTOBUF = ("application/grpc", "application/grpc+proto")
-_JSON = ("application/grpc+json", "application/grpc")
+_JSON = ("application/grpc+json", *_PROTOBUF)
 
 _SUCCESSES = ("200", "201")
 
@@ -113,6 +113,8 @@ class GrpcExchange:
     """
 
     takes_json: bool | None = None
+    begun = False
+    """Whether the call can't be sent again here, though the server touched nothing."""
 
     def __init__(
         self,
@@ -140,14 +142,19 @@ class GrpcExchange:
         self._details = b""
         self._message: bytes | None = None
         self._too_large = False
+        # Whether an attempt before may have been carried out.
+        self._unsure = False
         self._request = request
         self._frame = self._framed(request)
 
-    def _framed(self, request: object) -> bytes:
+    def _framed(self, request: object, max_json: float = math.inf) -> bytes:
+        """The message with its head; as JSON where that has at most so many bytes."""
         codec = self._context.method.request
         try:
             if self._serializer is None:
                 payload = encode_message(codec, request, json=self.json)
+                if len(payload) > max_json and self.json:
+                    payload = codec.encode(request)
             else:
                 payload = to_wire(self._serializer, codec.encode_json(request))
         except EncodeError as error:
@@ -207,7 +214,7 @@ class GrpcExchange:
         if context.request_id and context.request_id != key:
             passing.append(NeverIndexedHeaderTuple(_ID, context.request_id.encode()))
         if len(context.metadata):
-            own = {name for name, _ in lasting} | {name for name, _ in passing}
+            own = {_IN_JSON[0], *(name for name, _ in lasting), *(name for name, _ in passing)}
             given = [(name.encode(), value.encode()) for name, value in to_headers(context.metadata)]
             lasting += [pair for pair in given if pair[0] not in own and not pair[0].startswith(b"grpc-")]
         return lasting + passing
@@ -227,15 +234,25 @@ class GrpcExchange:
 
     def _check_codec(self) -> None:
         """Raise StreamFailedError where a call that went as JSON is to go as protobuf."""
-        if self._status in _TOO_MUCH and self._failed().error_code == "PAYLOAD_TOO_LARGE":
-            self._too_large = True
-            raise StreamFailedError("the server takes no more bytes of JSON", processed=False)
-        if self.takes_json:
-            return
-        context = self._context
-        repeatable = bool(context.idempotency_key) or context.method.idempotency is not Idempotency.UNKNOWN
-        if self._status in _NOT_UNDERSTOOD or (repeatable and self._status in _FAILED):
+        failed = self._repeatable and self._status in _FAILED
+        too_much = self._repeatable and self._status in _TOO_MUCH
+        if too_much and self._failed().error_code == "PAYLOAD_TOO_LARGE":
+            raise self._too_much_json(unsure=self._status not in _NOT_UNDERSTOOD)
+        if not self.takes_json and (failed or self._status in _NOT_UNDERSTOOD):
+            # A stream has no status yet, and a server that could not read its requests did nothing.
+            self._unsure = self._unsure or (failed and self._status != "")
             raise self._no_json()
+
+    @property
+    def _repeatable(self) -> bool:
+        context = self._context
+        return bool(context.idempotency_key) or context.method.idempotency is not Idempotency.UNKNOWN
+
+    def _too_much_json(self, *, unsure: bool) -> StreamFailedError:
+        """What has the call sent again as protobuf, which takes fewer bytes."""
+        self._too_large = True
+        self._unsure = self._unsure or unsure
+        return StreamFailedError("as JSON the messages have too many bytes", processed=False)
 
     def _no_json(self) -> StreamFailedError:
         self.takes_json = False
@@ -265,10 +282,10 @@ class GrpcExchange:
         kind = head.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip()
         if status == "200" and kind in self._kinds:
             return
-        if self._status:
-            return  # what a gateway says in gRPC's words counts
         if status == "415" and self.json:
             raise self._no_json()
+        if self._status:
+            return  # what a gateway says in gRPC's words counts
         if status == "200":
             raise self._malformed(f"its content type is {kind[:100]!r}")
         code = _HTTP.get(int(status) if status.isdecimal() else 0, StatusCode.UNKNOWN)
@@ -284,8 +301,7 @@ class GrpcExchange:
             raise self._malformed("it is not framed as gRPC")
         size = int.from_bytes(head[1:], "big")
         if size > self._limit:
-            reason = f"the message of {size} bytes is larger than {self._limit} bytes"
-            raise self._malformed(reason, code=RESPONSE_TOO_LARGE)
+            raise self._too_large_answer(f"the message of {size} bytes is larger than {self._limit} bytes")
         data = await stream.read(size)
         if len(data) < size:
             raise self._malformed("the message is cut off")
@@ -299,9 +315,14 @@ class GrpcExchange:
             body.feed(data)
             return body.whole()
         except BodyTooLargeError as error:
-            raise self._malformed(str(error), code=RESPONSE_TOO_LARGE) from error
+            raise self._too_large_answer(str(error)) from error
         except ValueError as error:
             raise self._malformed(str(error)) from error
+
+    def _too_large_answer(self, reason: str) -> Exception:
+        if self.json and self._repeatable and not self.begun:
+            return self._too_much_json(unsure=True)
+        return self._malformed(reason, code=RESPONSE_TOO_LARGE)
 
     def _take(self, headers: Headers) -> dict[bytes, bytes]:
         """Keep what a block of headers says: the status, and the metadata of the application."""
@@ -376,7 +397,8 @@ class GrpcExchange:
             message[:MAX_MESSAGE] or f"the server answered with {code.name}",
             violations=details.violations,
             retry_after=hint,
-            maybe_applied=not self._safe and code in _UNSURE and details.error_code != OVERLOADED,
+            maybe_applied=not self._safe
+            and (self._unsure or (code in _UNSURE and details.error_code != OVERLOADED)),
             error_code="" if details.error_code.upper() == code.name else details.error_code,
             request_id=self._request_id(details.request_id),
             metadata=self._metadata,
@@ -401,13 +423,13 @@ class GrpcExchange:
             StatusCode.DEADLINE_EXCEEDED,
             f"the deadline of {self._context.method.name} passed",
             origin="client",
-            maybe_applied=self._sent and not self._safe,
+            maybe_applied=(self._sent or self._unsure) and not self._safe,
             request_id=self._context.request_id,
         )
 
     def closed(self) -> RpcError:
         """The client was closed meanwhile."""
-        return client_closed(maybe_applied=self._sent and not self._safe)
+        return client_closed(maybe_applied=(self._sent or self._unsure) and not self._safe)
 
     def failure(self, error: Exception) -> RpcError:
         """What an exception of grpclib, h2, ssl, asyncio or the socket means."""
@@ -420,7 +442,7 @@ class GrpcExchange:
             StatusCode.UNAVAILABLE,
             f"no answer from {self._authority}: {str(error) or type(error).__name__}",
             origin="network",
-            maybe_applied=self._sent and not self._safe and not untouched,
+            maybe_applied=not self._safe and (self._unsure or (self._sent and not untouched)),
             request_id=self._context.request_id,
             error_code=RpcError.code_of_cause(error),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Any
@@ -20,6 +21,9 @@ __all__ = ["StreamingExchange"]
 
 # Requests that are there at the same time leave in one frame of HTTP/2.
 _TOGETHER = 64
+# Larger requests go as protobuf, whose bytes the server may still take where those of JSON are too many: a
+# stream that has begun can't be sent again.
+_MAX_JSON = 256 * 1024
 
 
 class StreamingExchange(GrpcExchange):
@@ -46,8 +50,8 @@ class StreamingExchange(GrpcExchange):
         self.broken: Exception | None = None
         super().__init__(scheme, authority, request, context, limit, serializer, json=json)
 
-    def _framed(self, request: object) -> bytes:
-        return b"" if request is self.requests and self._streams_in else super()._framed(request)
+    def _framed(self, request: object, max_json: float = math.inf) -> bytes:
+        return b"" if request is self.requests and self._streams_in else super()._framed(request, max_json)
 
     async def messages(self, stream: CallStream) -> AsyncGenerator[object, None]:
         """Send the requests, and yield the responses. Raises StreamFailedError, or RpcError."""
@@ -103,7 +107,7 @@ class StreamingExchange(GrpcExchange):
         async with aclosing(batches):
             async for batch in batches:
                 self.begun = True
-                yield b"".join(map(super()._framed, batch))
+                yield b"".join([self._framed(request, _MAX_JSON) for request in batch])
 
 
 def _for_ever() -> None:

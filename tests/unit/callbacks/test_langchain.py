@@ -84,12 +84,17 @@ async def test_openai(way: Callable[..., Any], stub: Stub, client: CostOpsClient
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/"])
-def test_who_serves_a_model_of_openais_api_is_told_by_its_url(client: CostOpsClient, path: str) -> None:
+@pytest.mark.parametrize("way", ["argument", "OPENAI_API_BASE", "OPENAI_BASE_URL"])
+def test_who_serves_a_model_of_openais_api_is_told_by_its_url(
+    client: CostOpsClient, monkeypatch: pytest.MonkeyPatch, way: str, path: str
+) -> None:
+    url = f"https://api.deepseek.com{path}"
+    if way != "argument":
+        monkeypatch.setenv(way, url)
     answer = {**ANSWER, "id": "chatcmpl-1", "model": "deepseek-chat"}
     with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, json=answer))) as sender:
-        model = ChatOpenAI(
-            model="deepseek-chat", base_url=f"https://api.deepseek.com{path}", api_key="k", http_client=sender
-        )
+        stated = {"base_url": url} if way == "argument" else {}
+        model = ChatOpenAI(model="deepseek-chat", api_key="k", http_client=sender, **stated)
         model.invoke("hi", config={"callbacks": [CostOpsCallbackHandler(client)]})
     [record] = recorded(client)
     assert (record.provider, record.model_id, record.total_tokens) == ("deepseek", "deepseek-chat", 1007)

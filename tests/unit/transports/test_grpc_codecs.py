@@ -111,13 +111,15 @@ def too_large(*_):
 class Client:
     """A transport of either colour, whose calls are made one after another."""
 
-    def __init__(self, colour, peer):
+    def __init__(self, colour, peer, limit):
         self._sync = colour == "sync"
         kind = GrpcTransport if self._sync else AsyncGrpcTransport
-        self._transport = kind(f"grpc://127.0.0.1:{peer.port}")
+        self._transport = kind(f"grpc://127.0.0.1:{peer.port}", max_response_bytes=limit)
 
-    async def call(self, method, request, *, key=""):
+    async def call(self, method, request, *, key="", metadata=None):
         about = context(method, MAX_WAIT, asynchronous=not self._sync, key=key)
+        if metadata is not None:
+            about.metadata.add(*metadata)
         answer = self._transport.unary_unary(request, about)
         return (await asyncio.to_thread(drive, answer)) if self._sync else await answer
 
@@ -129,14 +131,14 @@ class Client:
             await closing
 
 
-async def made(colour, behave, *calls, key="k"):
+async def made(colour, behave, *calls, key="k", limit=10_000, metadata=None):
     """The answers of calls on one client; an error where there was one."""
     answers = []
     with FaultyPeer(behave) as peer:
-        client = Client(colour, peer)
+        client = Client(colour, peer, limit)
         for method, request in calls:
             try:
-                answers.append(await client.call(method, request, key=key))
+                answers.append(await client.call(method, request, key=key, metadata=metadata))
             except RpcError as error:
                 answers.append(error)
         await client.close()
@@ -201,6 +203,56 @@ async def test_what_is_too_large_as_json_is_sent_as_protobuf(colour):
     behave = served(came, offers, too_large, offers)
     assert await made(colour, behave, SUBMIT, SUBMIT, SUBMIT) == [RECEIPT] * 3
     assert came == ["proto", "json", "proto", "json"]
+
+
+@pytest.mark.parametrize("second", [StatusCode.UNAUTHENTICATED, StatusCode.RESOURCE_EXHAUSTED])
+async def test_what_may_have_been_applied_as_json_stays_so(colour, second):
+    came = []
+    behave = served(came, offers, fails(StatusCode.INTERNAL), fails(second))
+    _, error = await made(colour, behave, SUBMIT, SUBMIT)
+    assert (error.code, error.maybe_applied) == (second, True)
+    assert came == ["proto", "json", "proto"]
+
+
+async def test_an_answer_that_is_too_large_as_json_is_asked_for_as_protobuf(colour):
+    came = []
+    cost = GetCostResponse(data=CostRecord(usage_id="u" * 100, status="partial", currency="EUR"))
+    limit = len(GET_COST.response.encode(cost))
+    assert len(GET_COST.response.encode_json(cost)) > limit
+
+    def answer(_message, _response, codec):
+        return offers(GET_COST.response, cost, codec)
+
+    behave = served(came, answer)
+    assert await made(colour, behave, READ, READ, limit=limit) == [cost, cost]
+    assert came == ["proto", "json", "proto"]
+
+
+async def test_a_caller_does_not_choose_the_codec(colour):
+    came = []
+    pair = ("llm-cost-ops-codec", "json")
+    assert await made(colour, served(came, offers), SUBMIT, SUBMIT, metadata=pair) == [RECEIPT] * 2
+    assert came == ["proto", "json"]
+
+
+async def test_a_refusal_with_a_status_of_grpc_is_one_too(colour):
+    """As grpclib's servers answer: no handler saw the call, which has no key here."""
+    came = []
+    refusal = [(":status", "415"), ("grpc-status", "2")], None, None
+    behave = served(came, offers, lambda *_: refusal, offers)
+    assert await made(colour, behave, SUBMIT, SUBMIT, key="") == [RECEIPT] * 2
+    assert came == ["proto", "json", "proto"]
+
+
+async def test_a_server_may_answer_json_with_protobuf(colour):
+    came = []
+    head = [(":status", "200"), ("content-type", "application/grpc+proto")]
+
+    def answer(message, response, _codec):
+        return head, frame(message.encode(response)), [*DONE, OFFER]
+
+    assert await made(colour, served(came, answer), SUBMIT, SUBMIT) == [RECEIPT] * 2
+    assert came == ["proto", "json"]
 
 
 async def test_unknown_fields_of_protobuf_are_sent_as_such(colour):
