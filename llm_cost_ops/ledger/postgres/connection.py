@@ -290,6 +290,20 @@ class Session:
         self.run("; ".join((*statements, _BEFORE_COMMIT, "COMMIT")))
         self.end_commit()
 
+    @contextmanager
+    def pipeline(self) -> Iterator[None]:
+        """Statements inside are sent without waiting for the answers to those before.
+
+        Where one fails, the session is closed: the server skips those after it, and psycopg, which counts a
+        statement as prepared once it is sent, would go on to use names that the server has never seen.
+        """
+        try:
+            with self.connection.pipeline():
+                yield
+        except BaseException:
+            self.close()
+            raise
+
     def begin_in_pipeline(self) -> None:
         """Begin a transaction with a statement for each step, as a pipeline needs it."""
         self.run(_BEGIN)

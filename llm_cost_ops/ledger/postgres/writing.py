@@ -157,7 +157,7 @@ def _sent(session: Session, rows: Sequence[Row]) -> _Sent:
 
 
 def _insert(session: Session, sent: _Sent, revision: int | None) -> Found | None:
-    with _undone_when_it_fails(session), session.connection.pipeline():
+    with _undone_when_it_fails(session), session.pipeline():
         session.begin_in_pipeline()
         for lock in _lock(revision):
             session.run(lock)

@@ -161,7 +161,9 @@ class FileWatch:
             if connection is None or connection.in_transaction:
                 self._next = 0.0
                 return
-            self._ask_why_smaller(connection)
+            if not self._is_rightly_smaller(connection):
+                # It is asked again the next time, against the sizes as they were.
+                return
         self._sizes = (size, wal_size)
 
     def check_damage(self) -> None:
@@ -194,30 +196,42 @@ class FileWatch:
         """Whether the database file itself is not at its path."""
         return self._database is not None and file_key(self._path) != self._database
 
-    def _ask_why_smaller(self, connection: sqlite3.Connection) -> None:
-        """VACUUM and checkpoints make files smaller; other causes lose data.
+    def _is_rightly_smaller(self, connection: sqlite3.Connection) -> bool:
+        """Whether nothing is missing; False while that can't be known. Raise DATA_LOSS when something is.
 
+        VACUUM and checkpoints make files smaller; other causes lose data.
         Another process may write, or empty the log, between the question and the look at the files: what is
         missing then is there the next time.
         """
         cause = self.truncated() or "a file of the database was truncated"
         try:
-            if any(self._holds_all(connection) for _ in range(_QUESTIONS)):
-                return
+            for _ in range(_QUESTIONS):
+                holds_all = self._holds_all(connection)
+                if holds_all is not False:
+                    return holds_all is True
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                return
+                return False
         self.note_damage(cause)
-        self.check_damage()
+        raise self.damage_error("")
 
-    def _holds_all(self, connection: sqlite3.Connection) -> bool:
-        """Whether the files are as long as what SQLite says is in them."""
+    def _holds_all(self, connection: sqlite3.Connection) -> bool | None:
+        """Whether the files are as long as what SQLite says is in them.
+
+        None while others keep SQLite from telling how long the log is, or from moving all of it to the
+        database, whose last pages may be in the log alone.
+        """
         [pages] = connection.execute("PRAGMA page_count").fetchone()
         [page_size] = connection.execute("PRAGMA page_size").fetchone()
-        _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        busy, frames, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if busy and frames < 0:
+            return None
         (_, size), (_, wal_size), _ = map(_look, self._paths)
-        log = _WAL_HEADER + frames * (page_size + _FRAME_HEADER) if frames else 0
-        return wal_size >= log and size >= min(self._sizes[0], pages * page_size)
+        if frames and wal_size < _WAL_HEADER + frames * (page_size + _FRAME_HEADER):
+            return False
+        if size >= min(self._sizes[0], pages * page_size):
+            return True
+        return None if moved < frames else False
 
     def _moved(self, found: _Key | None) -> FilesChangedError:
         what = "removed" if found is None else "replaced by another"

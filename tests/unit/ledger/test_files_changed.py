@@ -328,6 +328,73 @@ def test_a_log_that_another_process_empties_and_writes_is_no_damage(tmp_path: Pa
             watch.look(cast("sqlite3.Connection", raced))
 
 
+def test_pages_that_a_reader_keeps_in_the_log_are_not_missing(tmp_path: Path) -> None:
+    """The database became smaller by VACUUM, and grows again in the log alone."""
+    path = tmp_path / "costs.db"
+    other, reader = (sqlite3.connect(path, isolation_level=None) for _ in range(2))
+
+    def run(*asked: str) -> None:
+        for sql in asked:
+            other.execute(sql).fetchall()
+
+    numbers = "WITH n AS (SELECT 1 x UNION ALL SELECT x + 1 FROM n LIMIT 300)"
+    grow = f"INSERT INTO t {numbers} SELECT zeroblob(3000) FROM n"
+    with closing(other), closing(reader):
+        run("PRAGMA journal_mode = WAL", "CREATE TABLE t (a)", "CREATE TABLE kept (a)", grow, grow)
+        run("PRAGMA wal_checkpoint(TRUNCATE)")
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("SELECT * FROM kept").fetchall()
+            watch = FileWatch(str(path), every_commit=True)
+            watch.opened()
+            run("DELETE FROM t", "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)")
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM kept").fetchall()
+            run(grow)
+            watch.look(connection)
+            assert watch.damage == ""
+            reader.execute("COMMIT")
+            watch.look(connection)
+            assert watch.damage == ""
+            # What is cut is still seen.
+            os.truncate(path, 8192)
+            with pytest.raises(RpcError, match="the database file was truncated"):
+                watch.look(connection)
+
+
+@pytest.mark.parametrize("answer", [(1, -1, -1), sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED])
+def test_a_cut_that_another_process_hides_for_a_moment_is_found_later(
+    tmp_path: Path, answer: tuple[int, ...] | int
+) -> None:
+    path = tmp_path / "costs.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+
+        class Asked:
+            in_transaction = False
+            busy = True
+
+            def execute(self, asked: str) -> SimpleNamespace:
+                if "wal_checkpoint" not in asked or not self.busy:
+                    return SimpleNamespace(fetchone=connection.execute(asked).fetchone)
+                self.busy = False
+                if isinstance(answer, int):
+                    error = sqlite3.OperationalError("database is locked")
+                    error.sqlite_errorcode = answer
+                    raise error
+                return SimpleNamespace(fetchone=lambda: answer)
+
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE t (a)")
+        connection.execute("INSERT INTO t VALUES (zeroblob(100000))")
+        watch = FileWatch(str(path), every_commit=True)
+        watch.opened()
+        os.truncate(f"{path}-wal", 5000)
+        asked = cast("sqlite3.Connection", Asked())
+        watch.look(asked)
+        assert watch.damage == ""
+        with pytest.raises(RpcError, match="write-ahead log of the database was truncated"):
+            watch.look(asked)
+
+
 def test_damaged_pages_are_data_loss(tmp_path: Path) -> None:
     path = tmp_path / "costs.db"
     with Sync(path) as store:

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, run_state_machine_as_test
 
-from llm_cost_ops._gen.messages import UsageQuality
+from llm_cost_ops._gen.messages import SubmitStatus, UsageQuality
 from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.postgres import schema, writing
 from llm_cost_ops.ledger.postgres.connection import Session
@@ -287,3 +287,23 @@ def test_a_card_waits_for_appends_that_were_priced_without_it(postgres_url: str,
         appending.rollback()
         assert adding.result()[1] == "created"
         assert drive(ledger.store.append([entry()], context(), 0)) is None
+
+
+def test_a_write_that_failed_leaves_no_connection_on_which_others_fail(postgres_url: str) -> None:
+    """Its statements count as prepared once they are sent, though the server never came to them."""
+    with Sync(ledger=open_ledger(postgres_url)) as ledger, psycopg.connect(postgres_url) as other:
+        for _ in range(2):
+            # The second is copied in vain: where a ROLLBACK was seen before, the next clears no names.
+            ledger.append([entry(idempotency_key=f"{n}") for n in range(writing.MIN_COPIED)])
+        for n in range(5):
+            ledger.append([entry(idempotency_key=f"before {n}")])
+        other.execute("ALTER TABLE llm_cost_ops.usage RENAME TO away")
+        other.commit()
+        with pytest.raises(RpcError, match="lost a table") as caught:
+            ledger.append([entry(idempotency_key="after 0")])
+        assert not caught.value.maybe_applied
+        other.execute("ALTER TABLE llm_cost_ops.away RENAME TO usage")
+        other.commit()
+        for n in range(3):
+            [done] = ledger.append([entry(idempotency_key=f"after {n}")])
+            assert done.status is SubmitStatus.CREATED
