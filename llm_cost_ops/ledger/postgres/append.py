@@ -215,8 +215,14 @@ class Appender:
             self._waiting_rows += len(batch.rows)
             if self._is_due() and len(self._threads) == self._committing < _CONNECTIONS:
                 thread = threading.Thread(target=self._work, name="llm-cost-ops-commit", daemon=True)
-                self._threads.append(thread)
-                thread.start()
+                try:
+                    thread.start()
+                    self._threads.append(thread)
+                except RuntimeError:  # the process may have no more threads
+                    if not self._threads:
+                        self._waiting.pop()
+                        self._waiting_rows -= len(batch.rows)
+                        raise
             self._changed.notify()
         return ticket
 

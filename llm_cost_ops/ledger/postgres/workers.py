@@ -154,8 +154,13 @@ class Workers:
                 self._changed.notify()
             elif len(self._threads) < self._size:
                 thread = Thread(target=self._work, name="llm-cost-ops-postgres", daemon=True)
-                self._threads.add(thread)
-                thread.start()
+                try:
+                    thread.start()
+                    self._threads.add(thread)
+                except RuntimeError:  # the process may have no more threads
+                    if not self._threads:
+                        self._waiting.pop()
+                        raise
 
     def close(self) -> None:
         """Do what is queued, and end the threads."""

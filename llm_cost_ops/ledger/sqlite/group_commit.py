@@ -99,10 +99,9 @@ class GroupCommit:
                 if self._closing:
                     raise closed_error()
                 if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._work, name="llm-cost-ops-commit", daemon=True
-                    )
-                    self._thread.start()
+                    thread = threading.Thread(target=self._work, name="llm-cost-ops-commit", daemon=True)
+                    thread.start()
+                    self._thread = thread
 
     def _work(self) -> None:
         stopping = False

@@ -77,11 +77,14 @@ class Portal:
         if self._closed:
             raise RuntimeError("the portal is closed")
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(
-                target=_serve, args=(self._loop, self._calls), name=self._name, daemon=True
-            )
-            self._thread.start()
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=_serve, args=(loop, self._calls), name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the process may have no more threads
+                loop.close()
+                raise
+            self._loop, self._thread = loop, thread
             finalize(self, _stop, self._loop).atexit = False
         return self._loop
 
