@@ -49,6 +49,9 @@ _HEADER = b"LCOS" + bytes([_VERSION, 0, 0, 0])
 _MARK = b"\xc0\x57\x0f\x5a"
 _FRAME = struct.Struct("<4sII")
 _SUFFIX = ".segment"
+# Of a segment that its process has not locked yet; when that ended before it did, the file is empty for good.
+_UNLOCKED = ".segment.new"
+_ABANDONED = 3600.0  # seconds
 _READ_BYTES = 1024 * 1024
 
 _log = logging.getLogger("llm_cost_ops.recorder")
@@ -265,7 +268,15 @@ class Spool:
                 segment = self._adopt(name)
                 if segment is not None:
                     found += segment.records
+            elif name.endswith(_UNLOCKED):
+                self._sweep(name)
         return found
+
+    def _sweep(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            made = os.stat(name, dir_fd=self._directory, follow_symlinks=False).st_mtime
+            if time.time() - made > _ABANDONED:
+                os.unlink(name, dir_fd=self._directory)
 
     def status(self) -> SpoolStatus:
         """What this process has to send: its own segments, and those of the dead."""
@@ -337,9 +348,9 @@ class Spool:
             self._let_go(segment.descriptor)
 
     def _begin_segment(self) -> _Segment:
-        name = f"{uuid7()}{_SUFFIX}"
+        made = uuid7()
         # It gets its name once it is locked, lest another process takes it for one of the dead.
-        unlocked = f"{name}.new"
+        name, unlocked = f"{made}{_SUFFIX}", f"{made}{_UNLOCKED}"
         try:
             descriptor = self._open(unlocked, os.O_CREAT | os.O_EXCL | os.O_APPEND)
         except OSError as error:

@@ -173,7 +173,7 @@ def _protobuf_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: 
     request = codec.decode(rest)
     _check_values(batch, data)
     # Each entry of a list or map has a tag and a length at least.
-    counted = len(data) > 2 * MAX_VALUES
+    counted = len(data) > 2 * batch.max_values
     decode = batch.item.decode
     entries, items = 0, []
     for index, (start, stop) in enumerate(found):

@@ -63,7 +63,9 @@ class Clients:
             with CostOpsClient(config=config) as client:
                 report = client.flush(2 * MAX_WAIT)
             assert (report.rejected_count, report.conflicts, report.dropped, report.spooled) == (0, 0, 0, 0)
-            assert list(spool.iterdir()) == []
+            # One that was killed before it locked its next segment left a file with 8 bytes at most.
+            rest = [path for path in spool.iterdir() if path.suffix != ".new" or path.stat().st_size > 8]
+            assert rest == []
             found += report.delivered + report.duplicates
         return found
 

@@ -344,3 +344,15 @@ def test_a_segment_that_can_not_be_read_for_a_while_is_found_later(
     after.take_over()
     assert drained(after) == [b"left", b"left"]
     after.close()
+
+
+def test_what_a_process_left_before_it_named_its_segment_is_swept(tmp_path: Path) -> None:
+    """It ended between two system calls; another that is between them now is not disturbed."""
+    left, begun = tmp_path / "left.segment.new", tmp_path / "begun.segment.new"
+    left.touch()
+    begun.touch()
+    os.utime(left, (0, 0))
+    spool = Spool(str(tmp_path), durability="process", max_bytes=1 << 20)
+    assert spool.take_over() == 0
+    assert list(tmp_path.iterdir()) == [begun]
+    spool.close()

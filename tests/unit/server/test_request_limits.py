@@ -382,13 +382,13 @@ def test_a_json_batch_that_is_cut_is_the_same_batch(items):
 @pytest.mark.parametrize("tags", [50, 51])
 def test_a_batch_over_grpc_has_as_many_values_as_it_may(tags):
     sent = field(1, field(27, b"") * tags) + field(1, field(27, b"") * 50)
-    with mock.patch.object(decoding, "MAX_VALUES", 100):
-        if tags == 50:
-            cut = decoding._protobuf_batch(BATCH_SUBMIT_USAGE.request, BATCH_FIELD, sent, 10_000)
-            assert [len(record.tags) for record in cut.records] == [50, 50]
-        else:
-            with pytest.raises(DecodeError, match="at most 100 values"):
-                decoding._protobuf_batch(BATCH_SUBMIT_USAGE.request, BATCH_FIELD, sent, 10_000)
+    batch = BATCH_FIELD._replace(max_values=100)
+    if tags == 50:
+        cut = decoding._protobuf_batch(BATCH_SUBMIT_USAGE.request, batch, sent, 10_000)
+        assert [len(record.tags) for record in cut.records] == [50, 50]
+    else:
+        with pytest.raises(DecodeError, match="at most 100 values"):
+            decoding._protobuf_batch(BATCH_SUBMIT_USAGE.request, batch, sent, 10_000)
 
 
 RECORDS = st.fixed_dictionaries(
