@@ -151,7 +151,7 @@ def breakdown() -> dict[str, float]:
     one = SubmitUsageRequest(usage=submit_to(Taking()))
     one.usage.idempotency_key = uuid7()
     check, moment = CHECKS[SubmitUsageRequest], datetime.now(UTC)
-    validation, *_ = median(lambda: check(one, moment, [], False))
+    validation, *_ = median(lambda: check(one, context, [], False))
 
     keeping = Keeping(service.ledger, context)
     servicer = UsageService(keeping, prices)

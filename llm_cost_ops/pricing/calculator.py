@@ -33,7 +33,7 @@ from llm_cost_ops.pricing.rates import CompiledRate
 from llm_cost_ops.rules.meters import INPUT_METERS, OUTPUT_METERS
 from llm_cost_ops.rules.requests import total_tokens, usage_error
 
-__all__ = ["CALCULATOR_VERSION", "calculate_cost", "cost_by", "meter_costs", "meters_used"]
+__all__ = ["CALCULATOR_VERSION", "calculate_cost", "cost_by", "cost_of", "meter_costs", "meters_used"]
 
 CALCULATOR_VERSION = "1"
 
@@ -76,7 +76,7 @@ def calculate_cost(
         return _reported(record)
     if card is None:
         return _unpriced(record, DEFAULT_CURRENCY)
-    return _cost_of(_compiled(card), record, fallbacks)
+    return cost_of(_compiled(card), record, fallbacks)
 
 
 def cost_by(book: PriceBook, record: UsageRecord, *, at: datetime | None = None) -> CostRecord:
@@ -84,7 +84,7 @@ def cost_by(book: PriceBook, record: UsageRecord, *, at: datetime | None = None)
     if book.is_reported(record):
         return _reported(record)
     chosen = book.choose(record, at=at)
-    cost = _cost_of(chosen[0], record, chosen[1]) if chosen else _unpriced(record, DEFAULT_CURRENCY)
+    cost = cost_of(chosen[0], record, chosen[1]) if chosen else _unpriced(record, DEFAULT_CURRENCY)
     return _reported(record) if record.reported_cost is not None and cost.status in _NOT_WHOLE else cost
 
 
@@ -109,7 +109,7 @@ def _unpriced(record: UsageRecord, currency: str) -> CostRecord:
     )
 
 
-def _cost_of(compiled: CompiledCard, record: UsageRecord, fallbacks: Sequence[str] = ()) -> CostRecord:
+def cost_of(compiled: CompiledCard, record: UsageRecord, fallbacks: Sequence[str] = ()) -> CostRecord:
     """As `calculate_cost`, with a card that was compiled before."""
     total = record.total_tokens
     if total is not None and total != total_tokens(record):
