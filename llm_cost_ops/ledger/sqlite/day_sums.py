@@ -57,7 +57,7 @@ MAX_DIMENSIONS = 32
 DAY = QUARTER * QUARTERS_A_DAY
 
 MIN_ROWS_A_GROUP = 2
-"""Days with fewer rows a group are read from rows: to keep their sums would save nothing."""
+"""Days with fewer rows a group are read from rows: sums of groups that do not come again save nothing."""
 
 _MAX_PIECES = 100_000
 _FILTERED = {
