@@ -20,7 +20,7 @@ from llm_cost_ops.cli.options import (
 )
 from llm_cost_ops.cli.settings import PROXY, SERVE, add_settings
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
-from llm_cost_ops.exceptions import AuthenticationError, CostOpsError
+from llm_cost_ops.exceptions import AuthenticationError, CostOpsError, ValidationError
 from llm_cost_ops.lazy import missing_library
 
 __all__ = ["main"]
@@ -310,6 +310,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llm-cost-ops: {error}", file=sys.stderr)
         if isinstance(error, AuthenticationError):
             print("Set LLM_COST_OPS_API_KEY to a key of that server.", file=sys.stderr)
+        if isinstance(error, ValidationError) and "organization_id" in error.errors:
+            print("Name it by --organization, or by LLM_COST_OPS_ORGANIZATION_ID.", file=sys.stderr)
     except BrokenPipeError:
         # Whoever read this has enough, as `head` does. Nothing is left to be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -41,7 +41,7 @@ def costs(options: argparse.Namespace) -> int:
         if summary.breakdown and not is_elsewhere(summary):
             output.bars(cost_bars(summary, options.time_zone))
     elif output.form == "csv" or (summary.breakdown and not is_elsewhere(summary)):
-        output.table(cost_table("What it cost", summary))
+        output.table(cost_table("What it cost", summary, for_programs=output.form == "csv"))
     print_total(output, summary)
     return 0
 

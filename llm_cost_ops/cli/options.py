@@ -48,14 +48,14 @@ _TEXTS = (
         "--start",
         "start_date",
         "DATE",
-        "a date or a time, inclusive; how long ago, as 12h, 7d or 4w; or the first day of "
+        "a date, a month (2026-01) or a time, inclusive; how long ago, as 12h, 7d or 4w; or the first day of "
         + ", ".join(PERIOD_WORDS),
     ),
     (
         "--end",
         "end_date",
         "DATE",
-        "a date (through that day) or a time; or the last day of a word, as --start",
+        "a date (through that day), a month or a time; or the last day of a word, as --start",
     ),
     ("--time-zone", "time_zone", "ZONE", "an IANA name; default: UTC"),
 )
@@ -115,8 +115,8 @@ def times_of(options: argparse.Namespace, time_zone: str = "") -> dict[str, Any]
         if text and text not in PERIOD_WORDS and not any(map(str.isdigit, text)):
             words = ", ".join(PERIOD_WORDS)
             raise ConfigurationError(
-                f"{option} must be a date such as 2026-01-31, a time, how long ago (12h, 7d, 4w) or one of "
-                f"{words}, not {text!r}",
+                f"{option} must be a date such as 2026-01-31, a month, a time, how long ago (12h, 7d, 4w) "
+                f"or one of {words}, not {text!r}",
                 parameter=option.removeprefix("--"),
             )
     now = datetime.now(UTC)
