@@ -373,9 +373,15 @@ def _add_prices(commands: Commands) -> None:
     )
     parser.set_defaults(run="prices:prices")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    found = actions.add_parser("list", help="models and what they cost today")
+    found = actions.add_parser(
+        "list",
+        help="models and what they cost today; with --db or --base-url the cards of your own",
+        description="Models of the catalog and what they cost today. With --db or --base-url the price cards "
+        "that were added there instead, past and future ones too.",
+    )
     found.add_argument("words", nargs="*", help="models whose names contain every word; default: all")
     found.add_argument("--provider", default="")
+    add_target(found, default="the catalog")
     show = actions.add_parser("show", help="every price of a model: its dates, tiers, regions and meters")
     show.add_argument("model", nargs="+", help="such as openai/gpt-4o, or openai gpt-4o")
     diff = actions.add_parser("diff", help="what changes from one catalog file to another")
