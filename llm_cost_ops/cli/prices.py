@@ -20,7 +20,7 @@ from llm_cost_ops.catalog import (
     price_diff,
     update_catalog,
 )
-from llm_cost_ops.cli.options import pairs
+from llm_cost_ops.cli.options import model_of, pairs
 from llm_cost_ops.cli.output import Cell, Column, Output, Table, form_of, money
 from llm_cost_ops.cli.price_check import check_prices
 from llm_cost_ops.cli.target import open_client
@@ -256,11 +256,12 @@ def _asked(question: str) -> bool:
 
 
 def _add(options: argparse.Namespace, output: Output) -> None:
+    provider, model = model_of(options)
     rates = _rates(options)
     with open_client(options, create=True) as client:
         card = client.pricing.create(
-            provider=options.provider,
-            model_id=options.model,
+            provider=provider,
+            model_id=model,
             rates=rates,
             currency=options.currency,
             effective_date=options.since or None,

@@ -171,6 +171,14 @@ def test_estimate(
     assert list(tmp_path.iterdir()) == [], "an estimate makes no database"
 
 
+def test_a_model_is_named_with_its_provider_in_one_word_or_two(capsys: pytest.CaptureFixture[str]) -> None:
+    for named in (("openai/gpt-4o",), ("openai", "gpt-4o")):
+        assert run("estimate", *named, "--input", 1000, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["total_cost"] == "0.0025"
+    assert run("estimate", "gpt-4o", "--input", 1000) == 2
+    assert "openai/gpt-4o" in capsys.readouterr().err
+
+
 def test_reprice(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with CostOpsClient(base_url=f"sqlite:///{database}") as client:
         client.pricing.create(
