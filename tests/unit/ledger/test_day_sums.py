@@ -337,3 +337,27 @@ def test_the_last_spans_of_several_days_are_kept(read: list[int]) -> None:
         assert connection.execute(_LONG).fetchone() == (day_sums.MAX_LONG,)
         store.summarize(of_days(50, 60), _PAIRS, None)
         assert not [day for day in read[-10:] if day < 50]
+
+
+def test_no_query_indexes_the_whole_table() -> None:
+    """As SQLite does by itself for a condition on a user, whatever the interval."""
+    statements: list[str] = []
+    with Sync(durability="process") as store:
+        store.append([entry(at, user_id=f"user-{at % 3}") for at in range(9)])
+        connection = store.store._writer.open()
+        connection.set_trace_callback(statements.append)
+        for where in FILTERS:
+            for group_by in GROUPINGS:
+                store.summarize(where, group_by, None)
+            store.summarize_meters(where, ("meter",), None, no_card)
+            store.count(where)
+            store.list_usage(where, "timestamp", True, 10, None, None)
+        connection.set_trace_callback(None)
+        plans = [
+            plan[3]
+            for statement in {*statements}
+            if statement.startswith("SELECT")
+            for plan in connection.execute(f"EXPLAIN QUERY PLAN {statement}")
+        ]
+    assert any("usage_time" in plan for plan in plans)
+    assert not [plan for plan in plans if "AUTOMATIC" in plan]
