@@ -53,6 +53,9 @@ _SUFFIX = ".segment"
 _UNLOCKED = ".segment.new"
 _ABANDONED = 3600.0  # seconds
 _READ_BYTES = 1024 * 1024
+# A segment of ours is an open file, of which a process may often have 1,024: a full spool is about so many
+# segments, and of those of the dead no more are taken over at a time.
+_MAX_SEGMENTS = 64
 
 _log = logging.getLogger("llm_cost_ops.recorder")
 
@@ -134,20 +137,21 @@ class Spool:
         *,
         durability: str = "process",
         max_bytes: int = 256 * 1024 * 1024,
-        segment_bytes: int = 4 * 1024 * 1024,
+        segment_bytes: int = 0,
     ) -> None:
         if durability not in ("process", "disk"):
             raise ValueError(f"durability must be 'process' or 'disk', not {durability!r}")
         self.folder = Path(folder)
         self._sync = durability == "disk"
         self._max_bytes = max_bytes
-        self._segment_bytes = segment_bytes
+        self._segment_bytes = segment_bytes or max(max_bytes // _MAX_SEGMENTS, 4 * 1024 * 1024)
         self._directory = _open_folder(self.folder, sync=self._sync)
         self._lock = threading.Lock()
         self._fsync = threading.Lock()
         self._reading = threading.Lock()
         self._current: _Segment | None = None
         self._segments: list[_Segment] = []
+        self._more = False  # whether segments of the dead may be left, since there were too many at once
         self._bytes = 0
         # How many records were appended or taken over, in all; with whole records and their bytes it
         # changes before the size does, up to which others read.
@@ -212,6 +216,8 @@ class Spool:
 
         What is damaged is logged, kept beside the segment as *.damaged, and passed over.
         """
+        if self._more and len(self._segments) <= _MAX_SEGMENTS // 2:
+            self.take_over()
         with self._reading:
             for segment in list(self._segments):
                 payloads, end = self._read(segment, max_records, max_bytes)
@@ -259,18 +265,33 @@ class Spool:
             return self._finish(segment, unsent=True)
 
     def take_over(self) -> int:
-        """Make the segments of dead processes ours to send, and tell how many records they hold."""
+        """Make segments of dead processes ours to send, and tell how many records they hold.
+
+        When there are many, those that are left follow as these are sent.
+        """
+        self._more, found = False, 0
+        for name in self._others():
+            if len(self._segments) >= _MAX_SEGMENTS:
+                self._more = True
+                break
+            segment = self._adopt(name)
+            if segment is not None:
+                with self._lock:
+                    self._segments.append(segment)
+                    self._bytes += segment.size
+                    self.kept += segment.records
+                found += segment.records
+        return found
+
+    def _others(self) -> list[str]:
+        """The segments that are not ours yet, the oldest first."""
         with self._lock:
             known = self._emptied.union(segment.name for segment in self._segments)
-        found = 0
-        for name in sorted(os.listdir(self._directory)):  # noqa: PTH208  # the folder that was opened, not its path
-            if name.endswith(_SUFFIX) and name not in known:
-                segment = self._adopt(name)
-                if segment is not None:
-                    found += segment.records
-            elif name.endswith(_UNLOCKED):
+        names = sorted(os.listdir(self._directory))  # noqa: PTH208  # the folder that was opened, not its path
+        for name in names:
+            if name.endswith(_UNLOCKED):
                 self._sweep(name)
-        return found
+        return [name for name in names if name.endswith(_SUFFIX) and name not in known]
 
     def _sweep(self, name: str) -> None:
         with contextlib.suppress(OSError):
@@ -281,12 +302,14 @@ class Spool:
     def status(self) -> SpoolStatus:
         """What this process has to send: its own segments, and those of the dead."""
         with self._lock:
-            return SpoolStatus(
-                segments=len(self._segments),
-                records=sum(segment.records for segment in self._segments),
-                bytes=self._bytes,
-                damaged_bytes=sum(segment.damaged for segment in self._segments),
-            )
+            segments, records, size = len(self._segments), self.pending, self._bytes
+            damaged = sum(segment.damaged for segment in self._segments)
+        for name in self._others() if self._more else ():
+            segment = self._adopt(name)
+            if segment is not None:
+                segments, records, size = segments + 1, records + segment.records, size + segment.size
+                self._let_go(segment.descriptor)
+        return SpoolStatus(segments=segments, records=records, bytes=size, damaged_bytes=damaged)
 
     @property
     def pending(self) -> int:
@@ -424,10 +447,6 @@ class Spool:
             # Locked by nobody it is found again, once it can be read.
             self._let_go(descriptor)
             raise
-        with self._lock:
-            self._segments.append(segment)
-            self._bytes += segment.size
-            self.kept += segment.records
         return segment
 
     def _is_ours(self, name: str, header: bytes) -> bool:
