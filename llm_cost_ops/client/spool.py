@@ -93,18 +93,9 @@ class _Segment:
     """A segment that this process may read, and delete: its own, or one of a process that is dead."""
 
     __slots__ = (
-        "damaged",
-        "descriptor",
-        "finished",
-        "name",
-        "read",
-        "records",
-        "size",
-        "sync_error",
-        "synced",
-        "syncing",
-        "taken",
-    )
+        "damaged", "descriptor", "finished", "name", "read", "records", "size", "sync_error", "synced",
+        "syncing", "taken",
+    )  # fmt: skip
 
     def __init__(self, name: str, descriptor: int) -> None:
         self.name = name
@@ -156,8 +147,7 @@ class Spool:
         # How many records were appended or taken over, in all; with whole records and their bytes it
         # changes before the size does, up to which others read.
         self.kept = 0
-        # Segments that could not be deleted: the next process tries again.
-        self._emptied: set[str] = set()
+        self._emptied: set[str] = set()  # could not be deleted: the next process tries again
         # Every file that is open here, since a child that keeps one keeps its lock; none is opened or closed
         # in the middle of a fork.
         self._opening = threading.RLock()
@@ -267,8 +257,9 @@ class Spool:
     def take_over(self) -> int:
         """Make segments of dead processes ours to send, and tell how many records they hold.
 
-        When there are many, those that are left follow as these are sent.
+        When there are many, the others follow as these are sent. Where ours were deleted, new ones are begun.
         """
+        self._find_deleted()
         self._more, found = False, 0
         for name in self._others():
             if len(self._segments) >= _MAX_SEGMENTS:
@@ -283,6 +274,17 @@ class Spool:
                 found += segment.records
         return found
 
+    def _find_deleted(self) -> None:
+        with self._lock:
+            segment = self._current
+            if segment is not None and os.fstat(segment.descriptor).st_nlink == 0:
+                self._current = None
+                _log.error("the spool's %s was deleted: it is lost when this process ends", segment.name)
+        if os.fstat(self._directory).st_nlink == 0:
+            folder = _open_folder(self.folder, sync=self._sync)
+            os.dup2(folder, self._directory, inheritable=False)
+            os.close(folder)
+
     def _others(self) -> list[str]:
         """The segments that are not ours yet, the oldest first."""
         with self._lock:
@@ -290,14 +292,11 @@ class Spool:
         names = sorted(os.listdir(self._directory))  # noqa: PTH208  # the folder that was opened, not its path
         for name in names:
             if name.endswith(_UNLOCKED):
-                self._sweep(name)
+                with contextlib.suppress(OSError):
+                    made = os.stat(name, dir_fd=self._directory, follow_symlinks=False).st_mtime
+                    if time.time() - made > _ABANDONED:
+                        os.unlink(name, dir_fd=self._directory)
         return [name for name in names if name.endswith(_SUFFIX) and name not in known]
-
-    def _sweep(self, name: str) -> None:
-        with contextlib.suppress(OSError):
-            made = os.stat(name, dir_fd=self._directory, follow_symlinks=False).st_mtime
-            if time.time() - made > _ABANDONED:
-                os.unlink(name, dir_fd=self._directory)
 
     def status(self) -> SpoolStatus:
         """What this process has to send: its own segments, and those of the dead."""

@@ -115,6 +115,32 @@ def test_a_killed_process_loses_nothing_and_a_living_one_keeps_its_own(
     beside.close()
 
 
+@pytest.mark.parametrize("deleted", ["files", "folder", "folder and made again"])
+def test_what_is_kept_after_the_files_were_deleted_is_there_for_the_next_process(
+    tmp_path: Path, deleted: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "spool"
+    spool = Spool(folder)
+    spool.append(b"before")
+    for path in files(folder):
+        path.unlink()
+    if deleted != "files":
+        folder.rmdir()
+    if deleted == "folder and made again":
+        folder.mkdir(0o700)
+    spool.take_over()
+    assert "was deleted" in caplog.text
+    spool.append(b"after")
+    (kept,) = files(folder)
+    assert b"after" in kept.read_bytes()
+    assert drained(spool) == [b"before", b"after"]
+    spool.append(b"left")
+    spool.close()
+    following = Spool(folder)
+    assert drained(following) == [b"left"]
+    following.close()
+
+
 def test_many_segments_are_not_as_many_open_files(tmp_path: Path) -> None:
     payloads = [b"record %d" % number for number in range(150)]
     for number, payload in enumerate(payloads):
