@@ -18,8 +18,8 @@ import msgspec
 
 from llm_cost_ops._gen.messages import UsageQuality, UsageRecord
 from llm_cost_ops.exceptions import PayloadError
-from llm_cost_ops.instrumentation.providers import API_PROVIDERS, UNIQUE_IDS
 from llm_cost_ops.normalizers.aws import region_of
+from llm_cost_ops.normalizers.providers import APIS, UNIQUE_IDS
 from llm_cost_ops.normalizers.record import fit_texts
 from llm_cost_ops.normalizers.tolerant import decode_tolerantly
 from llm_cost_ops.normalizers.usage import usage_from_response
@@ -239,7 +239,7 @@ class Call:
         if not self.finished:
             # Counts and cost, where any came, are those so far.
             record.quality, record.reported_cost = UsageQuality.UNKNOWN, None
-        record.provider = record.provider or API_PROVIDERS.get(self.api, "unknown")
+        record.provider = record.provider or APIS.get(self.api, ("", None))[0] or "unknown"
         if model and record.model_id and record.model_id != model and not record.requested_model_id:
             record.requested_model_id = model
         record.model_id = record.model_id or model or "unknown"

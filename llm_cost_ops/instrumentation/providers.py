@@ -4,20 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = [
-    "API_PROVIDERS",
-    "TAKE_STREAM_OPTIONS",
-    "UNIQUE_IDS",
-    "api_of",
-    "bedrock_model",
-    "fetched_of",
-]
-
-UNIQUE_IDS = frozenset({
-    "anthropic", "aws", "azure", "cohere", "deepseek", "google", "groq", "mistral", "openai", "openrouter",
-    "perplexity", "x-ai",
-})  # fmt: skip
-"""Providers that give no id twice. Servers that people run themselves count from 0 after each start."""
+__all__ = ["TAKE_STREAM_OPTIONS", "api_of", "bedrock_model", "fetched_of"]
 
 TAKE_STREAM_OPTIONS = frozenset({"azure", "deepseek", "openai", "openrouter", "x-ai"})
 """Providers whose chat completions document `stream_options.include_usage`."""
@@ -67,23 +54,6 @@ _CLAUDE_ON_BEDROCK = re.compile(r"anthropic|:(?:application-inference-profile|pr
 _BEDROCK = re.compile(r"/model/(.+)/invoke(?:-with-response-stream)?$")
 _LATER = re.compile(r"/(?:responses|(interactions))/[^/]+(?:/cancel)?$")
 _RESULTS = re.compile(r"/(?:files/[^/]+/content|batches/[^/]+/results)$")
-
-API_PROVIDERS = {
-    "openai.chat": "openai",
-    "openai.responses": "openai",
-    "openai.embeddings": "openai",
-    "openai.images": "openai",
-    "openai.transcription": "openai",
-    "openai.speech": "openai",
-    "anthropic.messages": "anthropic",
-    "bedrock.converse": "aws",
-    "cohere.chat": "cohere",
-    "google.generate": "google",
-    "google.interactions": "google",
-    "mistral.chat": "mistral",
-    "mistral.ocr": "mistral",
-    "ollama": "ollama",
-}
 
 
 def api_of(path: str, provider: str = "") -> str:

@@ -66,6 +66,7 @@ APIS: dict[str, tuple[str, Normalizer]] = {
 # How a provider speaks the chat API that OpenAI defined.
 DIALECTS = {provider.name: provider.chat for provider in PROVIDERS if provider.chat is not None}
 SHARED_APIS = frozenset(api for provider in PROVIDERS for api in provider.shared)
+# They give no id twice. Servers that people run themselves count from 0 after each start.
 UNIQUE_IDS = frozenset(provider.name for provider in PROVIDERS if provider.name and provider.unique_ids)
 
 _BY_OBJECT = {value: api for provider in PROVIDERS for value, api in provider.objects.items()}
