@@ -18,23 +18,16 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.rpc.status import RpcError, Violation, violations_text
 from llm_cost_ops.rules.currencies import is_currency
-from llm_cost_ops.rules.meters import METER_NAME, TOKEN_METERS
+from llm_cost_ops.rules.meters import METER_NAME, PRICE_FIELDS, TOKEN_METERS
 from llm_cost_ops.rules.times import parse_end, parse_start
 from llm_cost_ops.wire.validation import check_between, no_member
 
-__all__ = ["PRICE_FIELDS", "card_error", "check_card", "clock_seconds", "overlap_of"]
+__all__ = ["card_error", "check_card", "clock_seconds", "overlap_of"]
 
 _CLOCK = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?", re.ASCII)
 _URL = re.compile(r"https?://[^\s/?#]+([/?#]\S*)?", re.IGNORECASE)
 _DAY = 86400
 _EXACT = Context(prec=60)
-# Fields of a price, their meters, and what makes them a price of a million.
-PRICE_FIELDS = (
-    ("input_price_per_1k", "INPUT", 3),
-    ("output_price_per_1k", "OUTPUT", 3),
-    ("input_price_per_million", "INPUT", 0),
-    ("output_price_per_million", "OUTPUT", 0),
-)
 
 _Found = Iterator[tuple[str, str]]
 

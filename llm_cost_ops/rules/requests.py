@@ -36,9 +36,9 @@ from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 from llm_cost_ops.rpc.status import RpcError, Violation, invalid_arguments, violations_text
-from llm_cost_ops.rules.cards import PRICE_FIELDS, check_card
+from llm_cost_ops.rules.cards import check_card
 from llm_cost_ops.rules.currencies import is_currency
-from llm_cost_ops.rules.meters import METER_NAME, TOKEN_METERS
+from llm_cost_ops.rules.meters import METER_NAME, PRICE_FIELDS, TOKEN_METERS
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.times import instant
 from llm_cost_ops.wire.errors import DecodeError
@@ -172,7 +172,7 @@ def check_usage(
 ) -> None:
     """Add every rule between fields that the record breaks; `path` is where the record stands, "" for alone.
 
-    `now` is the time that a timestamp may exceed by at most CLOCK_SKEW; None transports that unchecked.
+    `now` is the time that a timestamp may exceed by at most CLOCK_SKEW; None leaves that unchecked.
     """
     try:
         read = record.input_tokens or 0
