@@ -18,6 +18,7 @@ from llm_cost_ops.normalizers.record import (
     set_meter,
     set_model,
     set_speed,
+    set_stated,
     set_tier,
     set_tokens,
     set_unknown,
@@ -45,8 +46,7 @@ def read_messages(payload: dict[str, object], record: UsageRecord) -> None:
         return
     given, returned = counted(usage, "input_tokens", "usage"), counted(usage, "output_tokens", "usage")
     if given is None or returned is None:
-        record.input_tokens, record.output_tokens = given, returned
-        set_unknown(record)
+        set_stated(record, given, returned, None)
         return
     counts = _counts(usage, "usage", given, returned)
     if usage.get("iterations"):

@@ -16,6 +16,7 @@ import msgspec
 
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.wire.decimals import from_text
+from llm_cost_ops.wire.json import to_utc
 
 __all__ = [
     "MAX_NUMBER",
@@ -188,9 +189,9 @@ def moment(value: object, path: str) -> datetime | None:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return datetime.fromtimestamp(value, UTC)
         if isinstance(value, str):
-            return _utc(datetime.fromisoformat(value))
+            return to_utc(datetime.fromisoformat(value))
         if isinstance(value, datetime):
-            return _utc(value)
+            return to_utc(value)
     except (ValueError, OverflowError, OSError) as error:
         raise PayloadError(path, f"not a time: {value!r:.80}") from error
     raise PayloadError(path, f"expected a time, got {type(value).__name__}")
@@ -215,12 +216,6 @@ def created_at(value: object) -> datetime | None:
     except PayloadError:
         return None
     return found if found is None or found >= _EARLIEST else None
-
-
-def _utc(value: datetime) -> datetime:
-    if value.tzinfo is UTC:
-        return value
-    return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def money(value: object, path: str) -> Decimal | None:

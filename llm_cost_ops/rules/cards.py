@@ -17,8 +17,8 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.rpc.status import RpcError, Violation, violations_text
-from llm_cost_ops.rules.currencies import is_currency
-from llm_cost_ops.rules.meters import METER_NAME, PRICE_FIELDS, TOKEN_METERS
+from llm_cost_ops.rules.currencies import CURRENCIES, CURRENCY_RULE
+from llm_cost_ops.rules.meters import METER_NAME, METER_RULE, PRICE_FIELDS, TOKEN_METERS
 from llm_cost_ops.rules.times import parse_end, parse_start
 from llm_cost_ops.wire.validation import check_between, no_member
 
@@ -48,8 +48,8 @@ def check_card(card: RateCard | CreatePriceRequest, path: str, violations: list[
 
 
 def _currency_rules(card: RateCard | CreatePriceRequest) -> _Found:
-    if card.currency and not is_currency(card.currency):
-        yield "currency", "must be a currency code of ISO 4217, such as USD"
+    if card.currency and card.currency not in CURRENCIES:
+        yield "currency", CURRENCY_RULE
 
 
 def _name_rules(card: RateCard | CreatePriceRequest) -> _Found:
@@ -150,7 +150,7 @@ def _rates_rules(card: RateCard | CreatePriceRequest) -> _Found:
 
 def _rate_rules(prefix: str, rate: Rate) -> _Found:
     if rate.meter and not METER_NAME.fullmatch(rate.meter):
-        yield prefix + "meter", "must be a letter, then letters, digits or _ . : / -, at most 64 in all"
+        yield prefix + "meter", METER_RULE
     if (rule := _price_rule(rate.price)) is not None:
         yield prefix + "price", rule
     if not rate.per and rate.meter.upper() not in TOKEN_METERS:

@@ -35,7 +35,6 @@ from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.money import from_units, to_units
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.rules.requests import in_utc
 from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, bucket_label, buckets_around, parse_end
 from llm_cost_ops.service.access.tenancy import actor_of, organization_of
 from llm_cost_ops.service.pages import filter_of
@@ -49,6 +48,7 @@ from llm_cost_ops.service.sums import (
     key_list,
     summed,
 )
+from llm_cost_ops.wire.json import to_utc
 
 __all__ = ["CostService", "reprice", "verify"]
 
@@ -78,7 +78,7 @@ class CostService:
         now = context.now()
         book = await self._prices.refresh(context)
         record = copy.copy(request.usage)
-        record.timestamp = now if record.timestamp is None else in_utc(record.timestamp)
+        record.timestamp = now if record.timestamp is None else to_utc(record.timestamp)
         cost = cost_by(book, record)
         if cost.total_cost is not None:
             check_record_cost(to_units(cost.total_cost), cost.currency)
