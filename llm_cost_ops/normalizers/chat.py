@@ -95,9 +95,9 @@ def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule)
     record.operation = _TEXT if payload.get("object") == "text_completion" else _CHAT
     set_identity(record, payload)
     set_tier(record, text(payload, "service_tier"))
-    usage = section(payload, "usage", "usage")
-    if usage is None and (groq := section(payload, "x_groq", "x_groq")) is not None:
-        usage = section(groq, "usage", "x_groq.usage")
+    usage = section(payload, "usage")
+    if usage is None and (groq := section(payload, "x_groq")) is not None:
+        usage = section(groq, "usage", "x_groq")
     if usage is None:
         set_unknown(record)
         return usage
@@ -109,10 +109,9 @@ def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule)
             return usage
         prompt, completion = record.input_tokens or 0, record.output_tokens or 0
     # The runs of assistants have one letter less.
-    inputs = section(usage, "prompt_tokens_details", _INPUTS) or (
-        section(usage, "prompt_token_details", _INPUTS) or {}
-    )
-    outputs = section(usage, "completion_tokens_details", _OUTPUTS) or {}
+    named = section(usage, "prompt_tokens_details", "usage")
+    inputs = named or section(usage, "prompt_token_details", "usage") or {}
+    outputs = section(usage, "completion_tokens_details", "usage") or {}
     output, record.reasoning_tokens = rule(prompt, completion, _reasoning(outputs, usage), total)
     set_tokens(record, prompt, output)
     record.cached_tokens = _cached(inputs, usage)
@@ -163,7 +162,7 @@ def read_gateway_cost(usage: dict[str, object], record: UsageRecord) -> None:
     cost = money(usage.get("cost"), "usage.cost")
     is_own = bool(usage.get("is_byok"))
     if cost is not None and is_own:
-        details = section(usage, "cost_details", "usage.cost_details") or {}
+        details = section(usage, "cost_details", "usage") or {}
         path = "usage.cost_details.upstream_inference_cost"
         upstream = money(details.get("upstream_inference_cost"), path)
         cost = None if upstream is None else cost + upstream

@@ -86,18 +86,18 @@ def as_mapping(value: object, path: str = "") -> dict[str, object]:
     return found
 
 
-def section(payload: dict[str, object], key: str, path: str) -> dict[str, object] | None:
-    """The object at `key` as a dict; None when it is absent, null or not sent."""
+def section(payload: dict[str, object], key: str, path: str = "") -> dict[str, object] | None:
+    """The object at `key` as a dict; None when it is absent, null or not sent. `path` is where it stands."""
     value = payload.get(key)
     if value is None or type(value) is dict:
         return value
     if type(value).__name__ in _NOT_SENT:
         return None
-    return as_mapping(value, path)
+    return as_mapping(value, _below(path, key))
 
 
-def items(payload: dict[str, object], key: str, path: str) -> list[dict[str, object]]:
-    """The list of objects at `key`; empty when it is absent or null."""
+def items(payload: dict[str, object], key: str, path: str = "") -> list[dict[str, object]]:
+    """The list of objects at `key`; empty when it is absent or null. `path` is where it stands."""
     value = payload.get(key)
     if value is None:
         return []
@@ -111,8 +111,12 @@ def items(payload: dict[str, object], key: str, path: str) -> list[dict[str, obj
     elif type(value).__name__ in _NOT_SENT:
         return []
     if not isinstance(value, (list, tuple)):
-        raise PayloadError(path, f"expected a list, got {type(value).__name__}")
-    return [as_mapping(item, f"{path}[{index}]") for index, item in enumerate(value)]
+        raise PayloadError(_below(path, key), f"expected a list, got {type(value).__name__}")
+    return [as_mapping(item, f"{_below(path, key)}[{index}]") for index, item in enumerate(value)]
+
+
+def _below(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
 
 
 def has(fields: dict[str, object], key: str) -> bool:
@@ -123,17 +127,17 @@ def has(fields: dict[str, object], key: str) -> bool:
     return type(value) in _JSON_TYPES or type(value).__name__ not in _NOT_SENT
 
 
-def counted(fields: dict[str, object], key: str, path: str) -> int | None:
+def counted(fields: dict[str, object], key: str, path: str = "") -> int | None:
     """The count at `key`; None when it is absent or null, which is not 0 but not stated."""
     value = fields.get(key)
     if type(value) is int and 0 <= value <= MAX_NUMBER:
         return value
     if value is None or type(value).__name__ in _NOT_SENT:
         return None
-    return _unusual_count(value, f"{path}.{key}")
+    return _unusual_count(value, _below(path, key))
 
 
-def count(fields: dict[str, object], key: str, path: str) -> int:
+def count(fields: dict[str, object], key: str, path: str = "") -> int:
     """The count at `key`, 0 when it is absent or null.
 
     Floats that are whole numbers are counts too (Cohere sends them), and so are digits as text
@@ -145,7 +149,7 @@ def count(fields: dict[str, object], key: str, path: str) -> int:
         return value
     if value is None:
         return 0
-    return _unusual_count(value, f"{path}.{key}")
+    return _unusual_count(value, _below(path, key))
 
 
 def _unusual_count(value: object, path: str) -> int:

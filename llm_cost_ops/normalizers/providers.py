@@ -86,7 +86,7 @@ def detect_api(payload: dict[str, object]) -> str:
     found = _BY_OBJECT.get(text(payload, "object"))
     if found is not None:
         return found
-    usage = section(payload, "usage", "usage")
+    usage = section(payload, "usage")
     if usage is not None:
         if None in usage.values():
             # Objects of SDKs have every key: one whose value is null says nothing.

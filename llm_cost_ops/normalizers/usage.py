@@ -129,9 +129,9 @@ _OF_THE_FIRST = frozenset({"model_id", "id", "idempotency_key", "reported_cost",
 
 
 def _parts(payload: dict[str, object]) -> list[dict[str, object]]:
-    breakdown = section(payload, "usage_breakdown", "usage_breakdown")
+    breakdown = section(payload, "usage_breakdown")
     if breakdown is not None:
-        return items(breakdown, "models", "usage_breakdown.models")
+        return items(breakdown, "models", "usage_breakdown")
     return advisor_messages(payload) if payload.get("type") == "message" else svg_calls(payload)
 
 
