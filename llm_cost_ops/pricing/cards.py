@@ -15,10 +15,6 @@ from llm_cost_ops.wire.decimals import from_text
 
 __all__ = ["card_digest", "kept_form", "set_prices"]
 
-# They follow from the rates, and the digests of kept cards are without them.
-_DERIVED = ("input_price_per_million", "output_price_per_million")
-
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _content = msgspec.json.Encoder(order="deterministic", enc_hook=repr)
 # Wide enough for any price that the rules admit; never the caller's context.
 _EXACT = Context(prec=60)
@@ -61,7 +57,4 @@ def card_digest(card: RateCard) -> bytes:
 
     Two cards with the same digest give the same costs and the same receipts.
     """
-    content = _fields.decode(_content.encode(kept_form(card)))
-    for name in _DERIVED:
-        content.pop(name, None)
-    return blake2b(msgspec.json.encode(content), digest_size=16).digest()
+    return blake2b(_content.encode(kept_form(card)), digest_size=16).digest()
