@@ -1,4 +1,4 @@
-"""What paths tell of a call: which API it is; and what is known of providers' APIs."""
+"""The API that the path of a request belongs to, and what is known of providers' APIs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _RESULTS = re.compile(r"/(?:files/[^/]+/content|batches/[^/]+/results)$")
 
 
 def api_of(path: str, provider: str = "") -> str:
-    """The API of a path; "" when it is none that is billed by the call.
+    """The API of a path; "" when calls of it are not billed.
 
     The provider, where it is known, tells apart what two of them have at one path.
     """

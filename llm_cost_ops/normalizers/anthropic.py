@@ -53,7 +53,7 @@ def read_messages(payload: dict[str, object], record: UsageRecord) -> None:
         for index, iteration in enumerate(items(usage, "iterations", "usage")):
             kind = text(iteration, "type")
             if kind == "advisor_message":
-                # Of another model: `usages_from_response` gives it a record of its own.
+                # By another model: `usages_from_response` gives a separate record for it.
                 set_meter(record, "other_model_calls", 1)
             elif kind == "fallback_message" and text(iteration, "model"):
                 _serve(record, text(iteration, "model"))

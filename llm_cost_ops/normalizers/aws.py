@@ -60,7 +60,7 @@ def read_converse(payload: dict[str, object], record: UsageRecord) -> None:
         return
     returns = has(usage, "outputTokens")
     if not returns and has(usage, "inputTokens") and _is_blocked(payload):
-        # A guardrail wrote the answer in the model's place: the model's output is none.
+        # A guardrail wrote the answer instead of the model, whose output is then 0 tokens.
         usage, returns = {**usage, "outputTokens": 0}, True
     if not returns or not has(usage, "inputTokens"):
         record.input_tokens = counted(usage, "inputTokens", "usage")

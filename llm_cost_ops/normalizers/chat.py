@@ -48,7 +48,7 @@ _BESIDE = (
 )
 # What gateways say beside OpenAI's fields: searches, as Anthropic counts them, and what chose the price.
 _OF_GATEWAYS = frozenset(("server_tool_use", "server_tool_use_details", "inference_geo", "speed"))
-# By these xAI itself tells the searches: LiteLLM repeats them in its own words.
+# xAI states its searches in these fields, and LiteLLM then repeats them in others.
 _OF_XAI = ("server_side_tool_usage_details", "server_side_tools_used", "num_sources_used")
 _COUNTED_SEARCHES = frozenset(("web_search_requests", "google_maps_grounding_requests"))
 # Each answer of these models is one search that is billed.
@@ -140,7 +140,7 @@ def _read_gateway_facts(usage: dict[str, object], inputs: dict[str, object], rec
     """What OpenRouter and LiteLLM say of a call in a provider's own words: searches, speed, geography."""
     searches = count(inputs, "web_search_requests", _INPUTS)
     for key in ("server_tool_use_details", "server_tool_use"):
-        # Where something else than an object stands there, no searches are told.
+        # If it is not an object, it states no searches.
         tools = shallow(usage.get(key))
         if tools is not None:
             searches = count(tools, "web_search_requests", f"usage.{key}")

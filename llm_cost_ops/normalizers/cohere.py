@@ -48,7 +48,7 @@ def read_cohere(payload: dict[str, object], record: UsageRecord) -> None:
         set_meter(record, meter, count(billed, meter, path))
     image_tokens = count(billed, "image_tokens", path)
     if image_tokens or has(billed, "text_tokens"):
-        # Where the text is told by itself, the input is text and images; else it is the text.
+        # With text_tokens the input is text and images together; without, input_tokens is the text alone.
         text_tokens = count(billed, "text_tokens", path) if has(billed, "text_tokens") else given
         set_tokens(record, max(given, text_tokens + image_tokens), returned)
         set_modality(record, input_image_tokens=image_tokens)

@@ -32,7 +32,7 @@ def read_mistral_chat(payload: dict[str, object], record: UsageRecord) -> None:
         models = [model for output in outputs if (model := text(output, "model"))]
         set_model(record, models[0] if models else "")
         if len(set(models)) > 1:
-            # One agent handed over to another: which of the tokens were whose is not told.
+            # One agent handed over to another, and nothing says which tokens were of which model.
             record.quality = UsageQuality.ESTIMATED
         usage = _with_connectors(usage, outputs, record)
         payload = {**payload, "usage": usage} if usage else payload
@@ -60,7 +60,7 @@ def _with_connectors(
 ) -> dict[str, object]:
     """The usage with the tokens that tools brought in as part of the prompt; their calls are counted.
 
-    They are told beside the prompt, and are in the total.
+    They are stated beside the prompt, and are in the total.
     """
     tokens = count(usage, "connector_tokens", "usage")
     calls = section(usage, "connectors", "usage") or {}

@@ -127,7 +127,7 @@ def _count_calls(payload: dict[str, object], record: UsageRecord) -> None:
         kind = text(item, "type")
         meter = _CALLS.get(kind)
         if has(item, "svg_usage"):
-            # Of another model: `usages_from_response` gives it a record of its own.
+            # By another model: `usages_from_response` gives a separate record for it.
             set_meter(record, "other_model_calls", 1)
         if meter is None or (kind == "web_search_call" and not _is_search(item)):
             continue
@@ -239,7 +239,7 @@ def read_images(payload: dict[str, object], record: UsageRecord) -> None:
     set_identity(record, payload)
     usage = section(payload, "usage")
     if has(payload, "svg_usage"):
-        # Of another model: `usages_from_response` gives it a record of its own.
+        # By another model: `usages_from_response` gives a separate record for it.
         set_meter(record, "other_model_calls", 1)
     data = payload.get("data")
     if usage is None and isinstance(data, (list, tuple)):

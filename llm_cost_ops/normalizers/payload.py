@@ -36,7 +36,7 @@ __all__ = [
 
 MAX_NUMBER = 2**63 - 1
 _MAX_DIGITS = 19
-# Times before this are none: a server sent the seconds since it started.
+# Earlier times are not times of a call: some servers send the seconds since they started.
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 _FIRST_SECOND = int(_EARLIEST.timestamp())
 # A Unix time above this is in milliseconds, microseconds or nanoseconds: in seconds it is the year 5138.
@@ -202,7 +202,7 @@ def moment(value: object, path: str) -> datetime | None:
 
 
 def created_at(value: object) -> datetime | None:
-    """The time that a payload states for itself; None where it is none.
+    """The time that a payload states for itself; None if it can't be the time of a call.
 
     Servers send milliseconds, digits as text, or a clock that does not count from 1970. The counts
     beside such a time are good, so it is read as what it is, or left open: it never raises.

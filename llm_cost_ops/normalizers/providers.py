@@ -76,8 +76,8 @@ _MARKS = {
     for api in SHARED_APIS
 }
 _MAX_NAME = 255
-# Open weights that anyone serves, whatever their prefix says.
-_ANYONES = ("gpt-oss",)
+# Models with open weights: anybody may serve them, so that the prefix says nothing.
+_OPEN_WEIGHTS = ("gpt-oss",)
 _BY_MODEL = tuple((provider.models, provider.name) for provider in PROVIDERS if provider.models)
 
 
@@ -119,7 +119,7 @@ def detect_provider(payload: dict[str, object], api: str) -> str:
 @lru_cache(maxsize=1024)
 def _provider_of(model: str) -> str:
     lowered = model.lower()
-    if not lowered.startswith(_ANYONES):
+    if not lowered.startswith(_OPEN_WEIGHTS):
         for prefixes, provider in _BY_MODEL:
             if lowered.startswith(prefixes):
                 return provider

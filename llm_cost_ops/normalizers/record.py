@@ -328,7 +328,7 @@ def cache_writes(details: dict[str, object], path: str) -> tuple[int, int]:
         split = section(details, "cache_write_tokens_details", path) or details
     if split is details and not ("ttl_12h" in details or "ttl_12h_tokens" in details):
         return written, 0
-    short, long = _lived(split, "ttl_30m", path), _lived(split, "ttl_12h", path)
+    short, long = _of_ttl(split, "ttl_30m", path), _of_ttl(split, "ttl_12h", path)
     if details.get("cache_write_tokens") is None:
         return short + long, long
     if short + long > written:
@@ -348,7 +348,7 @@ CLAUDE_WRITES = frozenset(
 
 
 def claude_writes(details: dict[str, object], path: str, usage: dict[str, object]) -> tuple[int, int]:
-    """Cache writes as LiteLLM tells them for Claude: in Anthropic's words, contained in the prompt."""
+    """Cache writes as LiteLLM states them for Claude: in Anthropic's fields, but as a part of the prompt."""
     written = count(usage, "cache_creation_input_tokens", "usage")
     if not written:
         written = count(details, "cache_creation_tokens", path)
@@ -360,7 +360,7 @@ def claude_writes(details: dict[str, object], path: str, usage: dict[str, object
     return written or short + long, long
 
 
-def _lived(split: dict[str, object], ttl: str, path: str) -> int:
+def _of_ttl(split: dict[str, object], ttl: str, path: str) -> int:
     return count(split, f"{ttl}_tokens" if f"{ttl}_tokens" in split else ttl, path)
 
 

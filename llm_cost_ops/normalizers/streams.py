@@ -216,7 +216,7 @@ class _State:
             self.payload["candidates"] = [{"groundingMetadata": each} for each in self._grounding.values()]
 
     def _take_tools(self, tools: list[dict[str, object]]) -> None:
-        """Groq tells each tool in a chunk of its own, once when it starts and once with its result."""
+        """Groq sends a chunk for each tool when it starts, and another one with its result."""
         found = self.payload.setdefault("executed_tools", {})
         for tool in tools:
             key = tool.get("index")
@@ -315,7 +315,7 @@ def _calls_tools(delta: object) -> bool:
     return bool((shallow(delta) or {}).get("tool_calls"))
 
 
-# What is told in parts: all parts together are what was asked, and what was found.
+# Lists that come in parts: the queries and the results are those of all chunks together.
 _GROUNDS = (
     "webSearchQueries",
     "web_search_queries",
@@ -374,7 +374,7 @@ def is_wrapper(payload: dict[str, object]) -> bool:
 
 
 def unwrap(payload: dict[str, object]) -> Unwrapped:
-    """The response inside; the payload itself when it is none of the known wrappers.
+    """The response inside; the payload itself when it is not one of the known wrappers.
 
     Requests of a batch that failed are not billed: their counts are 0, their outcome says why.
     """

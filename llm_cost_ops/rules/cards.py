@@ -60,7 +60,7 @@ def _name_rules(card: RateCard | CreatePriceRequest) -> _Found:
 
 
 def _source_rules(card: RateCard | CreatePriceRequest) -> _Found:
-    # Of new cards only: one that is there keeps its price, whatever it says of where that was published.
+    # For new cards only: a card that exists keeps its price, whatever its source_url is.
     if isinstance(card, CreatePriceRequest) and card.source_url and not _URL.fullmatch(card.source_url):
         yield "source_url", "must be a URL that begins with http:// or https://"
 

@@ -140,7 +140,7 @@ class Validation:
 
 def keeps_unknown(metadata: Metadata) -> bool:
     """Whether a call asks for its unknown fields to be kept."""
-    # Mostly nobody says anything, and that is found out in a moment.
+    # Most calls don't ask, and looking for the pair is fast.
     return _KEEP in metadata.pairs and metadata.get(UNKNOWN_FIELDS) == "keep"
 
 
@@ -236,7 +236,7 @@ def _token_rules(record: UsageRecord) -> _Found:
     read, written = record.input_tokens or 0, record.output_tokens or 0
     cached, stored = record.cached_tokens, record.cache_write_tokens
     if any(type(count) is not int for count in (read, written, cached, stored)):
-        # Told already, and no measure for the others.
+        # The wrong type is named already, and the rules below would compare with it.
         return
     if record.total_tokens is not None and record.total_tokens != read + written:
         rule = f"must be input_tokens + output_tokens ({read + written})"
@@ -436,7 +436,7 @@ def _submit_at_any_time(
         check_record(request.usage, "", None, found, keep_unknown)
         if not found:
             return
-    # It is refused whatever its time is, and then that is said as well.
+    # It is refused in any case: now name what is wrong with its time, too.
     _submit(request, context, violations, keep_unknown)
 
 

@@ -167,7 +167,7 @@ class UsageService:
         return export(self._ledger, request, context)
 
     async def list_usage(self, request: ListUsageRequest, context: CallContext) -> ListUsageResponse:
-        """List records, newest first unless told otherwise."""
+        """List records, by default the newest first."""
         sort, order = request.sort or "timestamp", request.order or "desc"
         if sort not in ("timestamp", "ingested_at"):
             raise invalid_argument("sort", f"must be timestamp or ingested_at, not {sort[:64]!r}")
@@ -436,7 +436,7 @@ class Intake:
         path = self.path_of(len(self.results))
         check_record(record, path, None, violations, self._keep_unknown)
         if violations:
-            # It is refused whatever its time is, and then that is said as well.
+            # It is refused in any case: now name what is wrong with its time, too.
             violations.clear()
             check_record(record, path, self._now, violations, self._keep_unknown)
             return refused(violations)

@@ -74,7 +74,7 @@ def _check_shape(interceptor: AnyInterceptor) -> None:
     for method in found:
         if "stream" in method.__name__ or inspect.iscoroutinefunction(method):
             continue
-        # One that only passes the continuation's result on has no coroutine of its own, and says so.
+        # One that returns the continuation's awaitable is no coroutine function, and its annotation says so.
         if "Awaitable" not in str(inspect.signature(method).return_annotation):
             raise InterceptorCheckError(
                 f"{method.__qualname__} must be `async def`, or say `-> Awaitable[…]`"
