@@ -144,7 +144,7 @@ class UsageFile:
             return True
         if self._name.endswith((".json", ".jsonl", ".ndjson")):
             return False
-        # No JSON of ours begins otherwise; a table does not begin so.
+        # JSON that is read here begins with one of these, and a table never does.
         head = self._text.lines.peek(1).lstrip()[:1]
         return head not in (b"{", b"[", b"")
 
