@@ -125,8 +125,18 @@ class UsageFile:
                 self._table_notes.append(names[table.delimiter])
             self._check(table.columns)
             self._columns = table.columns
-            return iter(table)
+            return self._rows(table)
         return read_json(self._text.lines)
+
+    def _rows(self, table: Table) -> Iterator[Line]:
+        """The rows of a table. A count at the end of one that was cut off is another, smaller count."""
+        for line in table:
+            if table.unfinished and self._text.error:
+                yield line._replace(fields="is cut off")
+                continue
+            if table.unfinished:
+                self._table_notes.append("a table whose last line has no end (it may be cut off)")
+            yield line
 
     def _is_table(self) -> bool:
         if self._shape or self._delimiter:
@@ -135,12 +145,14 @@ class UsageFile:
             return True
         if self._name.endswith((".json", ".jsonl", ".ndjson")):
             return False
-        # No JSON of ours begins otherwise; a table does not begin so.
+        # JSON that is read here begins with one of these, and a table never does.
         head = self._text.lines.peek(1).lstrip()[:1]
         return head not in (b"{", b"[", b"")
 
     def _check(self, columns: list[str]) -> None:
         """Raise ConfigurationError unless the columns of a table say what they hold."""
+        if not any(columns):
+            raise ConfigurationError(self._text.error or "the file has no header", parameter="file")
         if self._mapping:
             self._mapping.check(columns)
             return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import stat
 import subprocess
 import sys
 import tracemalloc
@@ -100,6 +102,30 @@ def test_an_export_that_fails_leaves_the_file_as_it_was(
     assert target.read_text() == "what was there"
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".db"]
     assert run("export", "--db", database, "--output", tmp_path / "missing" / "usage.csv") == 2
+
+
+def test_an_export_into_a_pipe_is_written_to_it(database: Path, tmp_path: Path) -> None:
+    """A file was put in its place, and in that of a device such as /dev/null, which root may replace."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert run("export", "--db", database, "--output", pipe) == 0
+    assert pipe.is_fifo()
+    assert os.read(reading, 64 * 1024).count(b"\n") == 3
+    os.close(reading)
+
+
+def test_an_export_over_a_link_leaves_the_link_and_the_mode_of_the_file(
+    database: Path, tmp_path: Path
+) -> None:
+    target, link = tmp_path / "target.jsonl", tmp_path / "link.jsonl"
+    target.write_text("what was there")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    assert run("export", "--db", database, "--output", link) == 0
+    assert link.is_symlink()
+    assert target.read_bytes().startswith(b"{")
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
 
 
 def test_an_export_is_named_as_what_it_is(
