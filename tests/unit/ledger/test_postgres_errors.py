@@ -17,7 +17,7 @@ from llm_cost_ops.cli import main
 from llm_cost_ops.config import ClientConfig, without_password
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.ledger import open_ledger
-from llm_cost_ops.ledger.postgres.errors import connect_error
+from llm_cost_ops.ledger.postgres.errors import connect_error, is_lost, rpc_error
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.server.running import _opened as opened
 from tests.unit.ledger.making import Sync, entry
@@ -103,6 +103,23 @@ def test_what_is_wrong_is_named(text: str, message: str) -> None:
 def test_a_resolver_that_is_not_there_for_now_is_asked_again() -> None:
     text = "failed to resolve host 'db.authentication.svc': [Errno -3] Temporary failure in name resolution"
     assert connect_error(psycopg.OperationalError(text)).code is StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("state", ["08006", "25P03", "25P04", "57P01", "57P02", "57P05"])
+def test_a_connection_that_the_server_ends_is_lost(state: str) -> None:
+    error = psycopg.errors.lookup(state)()
+    assert is_lost(error)
+    assert rpc_error(error).code is StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_can_not_hold_every_text_is_refused(postgres: Any, encoding: str) -> None:
+    name = f"in_{encoding.lower()}"
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
+    error = refusal(postgres.url(name))
+    assert (error.code, error.error_code) == (StatusCode.FAILED_PRECONDITION, "STORAGE_UNUSABLE")
+    assert f"is {encoding}, and the ledger needs UTF8" in error.message
+    postgres.drop(postgres.url(name))
 
 
 def test_anothers_schema_and_a_newer_one_are_left_alone(postgres: Any) -> None:
