@@ -348,7 +348,9 @@ class Session:
         self.committing = False
 
     def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
-        if self.committing and diagnostic.severity_nonlocalized == "WARNING":
+        # A server that goes down warns too: behind the answer to COMMIT, or there is none.
+        goes_down = (diagnostic.sqlstate or "").startswith("57P")
+        if self.committing and diagnostic.severity_nonlocalized == "WARNING" and not goes_down:
             self._warned = True
 
     def close(self) -> None:

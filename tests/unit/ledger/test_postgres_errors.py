@@ -6,8 +6,10 @@ import asyncio
 import logging
 import pickle
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psycopg
 import pytest
@@ -17,6 +19,7 @@ from llm_cost_ops.cli import main
 from llm_cost_ops.config import ClientConfig, without_password
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.ledger import open_ledger
+from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.errors import connect_error, is_lost, rpc_error
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.server.running import _opened as opened
@@ -110,6 +113,15 @@ def test_a_connection_that_the_server_ends_is_lost(state: str) -> None:
     error = psycopg.errors.lookup(state)()
     assert is_lost(error)
     assert rpc_error(error).code is StatusCode.UNAVAILABLE
+
+
+def test_a_server_that_goes_down_behind_a_commit_is_no_standby_that_is_away() -> None:
+    for state, confirmed in (("57P02", True), ("57P01", True), ("01000", False)):
+        session = Session(Mock(), "on")
+        with nullcontext() if confirmed else pytest.raises(RpcError, match="not confirmed by a standby"):
+            session._expect_commit()
+            session._notice(Mock(severity_nonlocalized="WARNING", sqlstate=state))
+            session.end_commit()
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
