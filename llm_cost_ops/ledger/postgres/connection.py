@@ -237,9 +237,15 @@ class Session:
 
     def copy(self, sql: str, lines: Iterable[str]) -> None:
         """Run a COPY from lines in PostgreSQL's text form."""
-        with self.connection.cursor().copy(sql.encode()) as copy:
-            for part in lines:
-                copy.write(_kept(part))
+        try:
+            with self.connection.cursor().copy(sql.encode()) as copy:
+                for part in lines:
+                    copy.write(_kept(part))
+        except (ValueError, psycopg.ProgrammingError) as error:
+            # psycopg's, when a pooler says why it closes the connection, and does: those are two answers.
+            if not self.connection.closed:
+                raise
+            raise psycopg.OperationalError("the connection was lost in the middle of COPY") from error
 
     def numbers(self, count: int) -> list[int]:
         """So many numbers for rows, ascending, that nobody else has; taken from the sequence in blocks."""
