@@ -194,12 +194,12 @@ class ConnectionPoolConfig(Config, frozen=True, kw_only=True):
 
 
 class BatchingConfig(Config, frozen=True, kw_only=True):
-    """Submits to a server that wait for their turn leave together.
+    """Submits that wait for their turn leave together.
 
     `max_in_flight` calls to `usage.submit` are sent at once, each alone; those that come meanwhile wait until
     one of them is answered, and then leave in a batch of at most `max_records` (up to 10,000) and about
-    `max_bytes` of JSON. Once more wait than that, fewer batches are under way at a time, and larger ones. The
-    embedded engine has no use for it.
+    `max_bytes` of JSON. Once more wait than that, fewer batches are under way at a time, and larger ones. A
+    ledger in memory, or in a file with durability "process", takes each at once, and has no use for it.
     """
 
     enabled: bool = True

@@ -29,7 +29,7 @@ from llm_cost_ops.normalizers.providers import (
 from llm_cost_ops.normalizers.record import set_meter, set_tokens, set_unknown
 from llm_cost_ops.normalizers.streams import Streamed, fold, fold_all, is_stream, is_wrapper, unwrap
 from llm_cost_ops.normalizers.xai import read_xai_extras
-from llm_cost_ops.rules.providers import canonical_provider
+from llm_cost_ops.rules.providers import provider_named
 from llm_cost_ops.rules.requests import total_tokens
 from llm_cost_ops.wire.coerce import texts
 from llm_cost_ops.wire.errors import DecodeError
@@ -164,7 +164,7 @@ def _read(
     except KeyError:
         raise ValueError(f"unknown api {api!r}; known are {', '.join(APIS)}") from None
     if provider:
-        record.provider = canonical_provider(provider)
+        record.provider = provider_named(provider)
         if api == "generic" and not stated and record.provider == "anthropic":
             normalizer = read_messages
     elif api in SHARED_APIS:
@@ -239,7 +239,7 @@ def _drop_integration(record: UsageRecord) -> None:
         return
     record.requested_model_id = record.requested_model_id or record.model_id
     record.model_id = model
-    provider = canonical_provider(integration)
+    provider = provider_named(integration)
     if not record.provider and provider in NAMES:
         record.provider = provider
 

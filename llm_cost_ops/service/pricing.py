@@ -108,14 +108,11 @@ class PricingService:
         providers = {canonical_provider(provider) for provider in request.provider}
         models = set(request.model_id)
         at = parse_start(request.active_at, field="active_at") if request.active_at else None
+        allowed = allowed_organizations(context)
         organizations = {"", request.organization_id}
         if not request.organization_id:
-            organizations.update(allowed_organizations(context) or ())
-        everyones = (
-            context.principal is not None
-            and allowed_organizations(context) is None
-            and not request.organization_id
-        )
+            organizations.update(allowed or ())
+        everyones = allowed is None and not request.organization_id
         if not request.origin.known:
             # Taken for none it would widen the list.
             raise invalid_argument("origin", no_member(request.origin.value, PriceOrigin))
