@@ -31,7 +31,7 @@ PAGE = 1000
 
 def export(options: argparse.Namespace) -> int:
     """The `export` command; memory is that of a page, however many there are."""
-    name = options.format or ("csv" if (options.output or "").lower().endswith(".csv") else "jsonl")
+    name = options.format or _format_of(options.output or "")
     lines: Callable[[Iterable[UsageRecord]], Iterator[bytes]] = {"csv": csv_lines, "jsonl": jsonl_lines}[name]
     with open_client(options) as client:
         records = client.usage.get_history(
@@ -44,6 +44,19 @@ def export(options: argparse.Namespace) -> int:
             _write(sys.stdout.buffer, lines(records))
             sys.stdout.flush()
     return 0
+
+
+def _format_of(output: str) -> str:
+    """The format that a file's name says; JSONL where it says none. ConfigurationError for any other."""
+    suffix = Path(output).suffix.lower()
+    known = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", "": "jsonl"}
+    if suffix not in known:
+        raise ConfigurationError(
+            f"export writes JSONL or CSV, and {Path(output).name} is named as neither: say which by --format "
+            "(for Parquet: client.usage.list().to_pandas() or .to_polars() in Python)",
+            parameter="format",
+        )
+    return known[suffix]
 
 
 def jsonl_lines(records: Iterable[UsageRecord]) -> Iterator[bytes]:

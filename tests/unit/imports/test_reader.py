@@ -185,9 +185,11 @@ def test_an_unknown_file_says_what_was_looked_for(tmp_path: Path, capsys: pytest
     assert "Claude Code session log" in complaints
     assert "--map model_id=modelName --map input_tokens=promptTok" in complaints
     path = tmp_path / "usage.csv"
-    path.write_text("When,ContextTokens\n1,2\n")
+    path.write_text("When,ContextTokens,Vendor,Model Name\n1,2,3,4\n")
     assert main(["import", str(path), "--db", str(tmp_path / "c.db")]) == 2
     complaints = capsys.readouterr().err
+    # As a shell takes it.
+    assert "--map provider=Vendor --map 'model_id=Model Name' --map input_tokens=ContextTokens" in complaints
     assert "Anthropic console CSV" in complaints
     assert "--map input_tokens=ContextTokens" in complaints
 
