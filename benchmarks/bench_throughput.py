@@ -159,14 +159,13 @@ def serving(folder: str) -> Iterator[tuple[dict[str, str], int]]:
 
 
 def ways_of(callers: int, urls: dict[str, str], folder: str) -> dict[str, Way]:
-    file = f"sqlite:///{folder}/embedded.db"
     ways: dict[str, Way] = {"httpx": partial(with_httpx, urls["http"])}
     if find_spec("aiohttp"):
         ways["aiohttp"] = partial(with_aiohttp, urls["http"])
+    urls = {**urls, "a file": f"sqlite:///{folder}/embedded.db"}
     for name, url in urls.items():
         ways[f"{name}, off"] = partial(in_tasks, url, batching=False)
         ways[name] = partial(in_tasks, url)
-    ways["a file"] = partial(in_tasks, file)
     if callers <= 64:
         for name, url in urls.items():
             ways[f"{name}, threads, off"] = partial(in_threads, url, batching=False)

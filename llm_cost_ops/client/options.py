@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import parse_qs
 
 from llm_cost_ops.config import EMBEDDED, ClientConfig, split_base_url
 from llm_cost_ops.interceptors.retry import Retry
@@ -36,10 +37,8 @@ def chain_of(
 
         chain.append((known.get(Cache) if same_key else None) or Cache(config.cache))
     limit = _rate_limit(config, known)
-    if config.batching.enabled and split_base_url(config.base_url).scheme not in EMBEDDED:
-        from llm_cost_ops.client.batching import TaskBatching, ThreadBatching
-
-        kind: Any = ThreadBatching if sync else TaskBatching
+    if config.batching.enabled and _submits_wait(config, embedded=embedded):
+        kind = _batching_kind(sync=sync)
         batching = known.get(kind) if same_key else None
         if batching is None or batching.retry != config.retry:
             batching = kind(config.batching, config.retry, limit, watching)
@@ -55,6 +54,27 @@ def chain_of(
 
         chain.append((known.get(Auth) if same_key else None) or Auth(config.api_key))
     return chain
+
+
+def _submits_wait(config: ClientConfig, *, embedded: bool) -> bool:
+    """Whether a submit waits for a network or a disk, so that others come meanwhile."""
+    url = split_base_url(config.base_url)
+    if not embedded:
+        return url.scheme not in EMBEDDED  # a transport of the user's own
+    if url.scheme != "sqlite":
+        return True
+    durability = parse_qs(url.query).get("durability", [config.durability])[-1]
+    return durability == "disk" and url.path.strip("/") not in ("", ":memory:")
+
+
+def _batching_kind(*, sync: bool) -> Any:
+    if sync:
+        from llm_cost_ops.client.thread_batching import ThreadBatching
+
+        return ThreadBatching
+    from llm_cost_ops.client.task_batching import TaskBatching
+
+    return TaskBatching
 
 
 def _breaker(config: ClientConfig, known: Mapping[type, object]) -> Any:

@@ -56,7 +56,7 @@ def flag(parameter: str, value: object) -> None:
 def text(parameter: str, value: object, allowed: tuple[str, ...] = ()) -> None:
     """Refuse what is no text, or not among those allowed."""
     if not isinstance(value, str) or (allowed and value not in allowed):
-        # An empty text stands for what is not said.
+        # "" among them means that the option was not given.
         names = ", ".join(filter(None, allowed))
         raise wrong(parameter, f"must be one of {names}" if allowed else "must be text", value)
 
@@ -194,12 +194,12 @@ class ConnectionPoolConfig(Config, frozen=True, kw_only=True):
 
 
 class BatchingConfig(Config, frozen=True, kw_only=True):
-    """Submits to a server that wait for their turn leave together.
+    """Submits that wait for their turn leave together.
 
     `max_in_flight` calls to `usage.submit` are sent at once, each alone; those that come meanwhile wait until
     one of them is answered, and then leave in a batch of at most `max_records` (up to 10,000) and about
-    `max_bytes` of JSON. Once more wait than that, fewer batches are under way at a time, and larger ones. The
-    embedded engine has no use for it.
+    `max_bytes` of JSON. Once more wait than that, fewer batches are under way at a time, and larger ones. A
+    ledger in memory, or in a file with durability "process", takes each at once, and has no use for it.
     """
 
     enabled: bool = True

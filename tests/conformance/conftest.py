@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from llm_cost_ops.client import batching, clients
+from llm_cost_ops.client import clients, options
+from llm_cost_ops.client.batching import Flight, Group
+from llm_cost_ops.client.task_batching import TaskBatching
+from llm_cost_ops.client.thread_batching import ThreadBatching
 from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.transports.grpc.connection import CallConnection
 from tests.conformance.clients import COLOURS, TRANSPORTS, open_client, running_server
@@ -93,7 +96,7 @@ def sending(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
         monkeypatch.setattr(clients, "chain_of", without)
     elif how == "in-batches":
-        submit_of, add_of = batching.TaskBatching._submit, batching._Group.add
+        submit_of, add_of = TaskBatching._submit, Group.add
         sending_by: ContextVar[Any] = ContextVar("sending_by")
 
         async def submit(self: Any, *arguments: Any) -> Any:
@@ -110,12 +113,14 @@ def sending(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         async def lead(self: Any, rider: Any) -> Any:
             rider.group.remove(rider)
             rider.group.in_flight += 1
-            return batching._Flight([rider])
+            return Flight([rider])
 
-        monkeypatch.setattr(batching._Group, "enter", lambda _: False)
-        monkeypatch.setattr(batching._Group, "add", add)
-        monkeypatch.setattr(batching.TaskBatching, "_submit", submit)
-        monkeypatch.setattr(batching.ThreadBatching, "_outcome", lead)
+        # In memory too, where nobody waits for a commit.
+        monkeypatch.setattr(options, "_submits_wait", lambda *_, **__: True)
+        monkeypatch.setattr(Group, "enter", lambda _: False)
+        monkeypatch.setattr(Group, "add", add)
+        monkeypatch.setattr(TaskBatching, "_submit", submit)
+        monkeypatch.setattr(ThreadBatching, "_outcome", lead)
 
 
 @pytest.fixture

@@ -38,8 +38,9 @@ from llm_cost_ops._gen.messages import (
     SubmitUsageResponse,
     UsageReceipt,
 )
-from llm_cost_ops.client import batching
-from llm_cost_ops.client.batching import Batching, TaskBatching
+from llm_cost_ops.client import thread_batching
+from llm_cost_ops.client.batching import Batching
+from llm_cost_ops.client.task_batching import TaskBatching
 from llm_cost_ops.exceptions import TimeoutError as DeadlinePassed
 from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
@@ -234,11 +235,6 @@ def test_off_each_goes_alone(colour: str) -> None:
     client: Any = CostOpsClient if colour == "sync" else AsyncCostOpsClient
     made = client(config=ClientConfig(base_url="http://test", **config), transport=service)
     assert not [each for each in made._channel.core.interceptors if isinstance(each, Batching)]
-
-
-def test_the_embedded_engine_has_none() -> None:
-    with CostOpsClient(base_url="sqlite://") as client:
-        assert not [each for each in client._channel.core.interceptors if isinstance(each, Batching)]
 
 
 @pytest.mark.parametrize("colour", COLOURS)
@@ -517,7 +513,7 @@ def test_another_thread_sends_when_the_one_that_did_is_interrupted() -> None:
 
 
 def test_a_thread_that_is_interrupted_as_it_hands_out_holds_up_nobody(monkeypatch: Any) -> None:
-    settle, settled = batching._settle, 0
+    settle, settled = thread_batching.settle, 0
 
     def interrupted(rider: Any, outcome: Any) -> None:
         nonlocal settled
@@ -526,7 +522,7 @@ def test_a_thread_that_is_interrupted_as_it_hands_out_holds_up_nobody(monkeypatc
         if settled == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(batching, "_settle", interrupted)
+    monkeypatch.setattr(thread_batching, "settle", interrupted)
     service = Service()
     told = submitted("sync", service, keyed("a", "b", "c", "d", "e"))
     assert [type(outcome) for outcome in told].count(KeyboardInterrupt) == 1
