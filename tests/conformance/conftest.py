@@ -77,7 +77,7 @@ ON_POSTGRES_TOO = (
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     name = metafunc.module.__name__.rpartition(".")[2]
-    if name in IN_BATCHES_TOO:
+    if name in IN_BATCHES_TOO and {"way", "client", "clients"} & set(metafunc.fixturenames):
         metafunc.parametrize("sending", ["", "alone", "in-batches"], indirect=True)
     if "base_url" in metafunc.fixturenames and name in ON_POSTGRES_TOO:
         metafunc.parametrize("database", ["sqlite", "postgres"], indirect=True)
