@@ -37,6 +37,7 @@ from llm_cost_ops.ledger import Entry, Filter, open_ledger
 from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.postgres import sums
 from llm_cost_ops.ledger.postgres.rows import prepare
+from llm_cost_ops.ledger.postgres.sums import fold
 from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import drive, uuid7
 from tests.postgres_server import PostgresServer
@@ -240,7 +241,7 @@ def single_submits(server: PostgresServer, seconds: float, of_batches: float) ->
 
 def fold_all(ledger: Any) -> None:
     while drive(ledger.figures(context())).unfolded_rows:
-        drive(ledger._workers.run(lambda session: sums.fold(session, 1, wait=True), context(60.0)))
+        drive(ledger._workers.run(lambda session: fold(session, 1, wait=True), context(60.0)))
 
 
 _COPIED = "series, pricing, ingested, requests, input, output, cached, cost, usr, tags, labels, record"
@@ -345,7 +346,7 @@ def folding(server: PostgresServer, seconds: float) -> None:
     """
     moments: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     length = 0.02
-    folds_now, fold = False, sums.fold
+    folds_now = False
 
     def fold_or_wait(session: Any, org: int, *, wait: bool = False) -> None:
         nonlocal length

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx2
 import openai
 
-from llm_cost_ops import ClientConfig, CostOpsClient
+from llm_cost_ops import CostOpsClient
 
 
 def answer(request: httpx2.Request) -> httpx2.Response:
@@ -32,9 +32,9 @@ class Body(httpx2.SyncByteStream):
         yield self.body
 
 
-config = ClientConfig(base_url="sqlite://", organization_id="acme")
+costs = CostOpsClient(base_url="sqlite://", organization_id="acme")
 http = httpx2.Client(transport=httpx2.MockTransport(answer))
-with CostOpsClient(config=config) as client, openai.OpenAI(api_key="sk-...", http_client=http) as sdk:
+with costs as client, openai.OpenAI(api_key="sk-...", http_client=http) as sdk:
     llm = client.instrument(sdk, labels={"feature": "search"})
 
     with client.attribute(user_id="u-1"):

@@ -56,44 +56,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "APIError": "exceptions",
-    "AsyncCostOpsClient": "client",
-    "AuthenticationError": "exceptions",
-    "AuthorizationError": "exceptions",
-    "BatchingConfig": "config",
-    "CacheConfig": "config",
-    "CircuitBreakerConfig": "config",
-    "ClientClosedError": "exceptions",
-    "ClientConfig": "config",
-    "ConfigurationError": "exceptions",
-    "ConflictError": "exceptions",
-    "ConnectionPoolConfig": "config",
-    "CostOpsClient": "client",
-    "CostOpsError": "exceptions",
-    "LoggingConfig": "config",
-    "MetricsConfig": "config",
-    "NetworkError": "exceptions",
-    "NotFoundError": "exceptions",
-    "PayloadError": "exceptions",
-    "PriceQuery": "pricing.selection",
-    "RateCard": "types",
-    "RateLimitConfig": "config",
-    "RateLimitError": "exceptions",
-    "RecorderConfig": "config",
-    "RecorderFullError": "exceptions",
-    "RetryConfig": "config",
-    "ServerError": "exceptions",
-    "TLSConfig": "config",
-    "TimeoutError": "exceptions",
-    "UsageRecord": "types",
-    "ValidationError": "exceptions",
-    "calculate_cost": "pricing.calculator",
-    "instrument": "client.observer",
-    "select_card": "pricing.selection",
-    "uninstrument": "instrumentation.hooks",
-    "usage_from_response": "normalizers",
-    "usages_from_response": "normalizers",
+_NAMES = {
+    "client": "AsyncCostOpsClient CostOpsClient",
+    "client.observer": "instrument",
+    "config": "BatchingConfig CacheConfig CircuitBreakerConfig ClientConfig ConnectionPoolConfig "
+    "LoggingConfig MetricsConfig RateLimitConfig RecorderConfig RetryConfig TLSConfig",
+    "exceptions": "APIError AuthenticationError AuthorizationError ClientClosedError ConfigurationError "
+    "ConflictError CostOpsError NetworkError NotFoundError PayloadError RateLimitError RecorderFullError "
+    "ServerError TimeoutError ValidationError",
+    "instrumentation.hooks": "uninstrument",
+    "normalizers": "usage_from_response usages_from_response",
+    "pricing.calculator": "calculate_cost",
+    "pricing.selection": "PriceQuery select_card",
+    "types": "RateCard UsageRecord",
 }
 
 __all__ = [
@@ -138,4 +113,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = load_by_name(__name__, _HOMES)
+    __getattr__, __dir__ = load_by_name(__name__, _NAMES)

@@ -27,7 +27,14 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack
 
-from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError, StatusCode, Violation, violations_text
+from llm_cost_ops.rpc.status import (
+    HTTP_STATUS,
+    STATUS_BY_REASON,
+    RpcError,
+    StatusCode,
+    Violation,
+    violations_text,
+)
 
 __all__ = [
     "APIError",
@@ -222,26 +229,6 @@ class RecorderFullError(CostOpsError):
     """record() found no room for a record, and RecorderConfig(overflow="raise") asks to be told."""
 
 
-_BY_CODE: dict[StatusCode, tuple[type[CostOpsError], int]] = {
-    StatusCode.OK: (ServerError, 500),
-    StatusCode.CANCELLED: (APIError, 499),
-    StatusCode.UNKNOWN: (ServerError, 500),
-    StatusCode.INVALID_ARGUMENT: (ValidationError, 400),
-    StatusCode.DEADLINE_EXCEEDED: (DeadlineError, 504),
-    StatusCode.NOT_FOUND: (NotFoundError, 404),
-    StatusCode.ALREADY_EXISTS: (ConflictError, 409),
-    StatusCode.PERMISSION_DENIED: (AuthorizationError, 403),
-    StatusCode.RESOURCE_EXHAUSTED: (RateLimitError, 429),
-    StatusCode.FAILED_PRECONDITION: (ValidationError, 400),
-    StatusCode.ABORTED: (ConflictError, 409),
-    StatusCode.OUT_OF_RANGE: (ValidationError, 400),
-    StatusCode.UNIMPLEMENTED: (ServerError, 501),
-    StatusCode.INTERNAL: (ServerError, 500),
-    StatusCode.UNAVAILABLE: (ServerError, 503),
-    StatusCode.DATA_LOSS: (ServerError, 500),
-    StatusCode.UNAUTHENTICATED: (AuthenticationError, 401),
-}
-
 _BY_STATUS: dict[int, type[CostOpsError]] = {
     400: ValidationError,
     401: AuthenticationError,
@@ -258,6 +245,10 @@ _BY_STATUS: dict[int, type[CostOpsError]] = {
 _RETRYABLE = {StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED, StatusCode.DEADLINE_EXCEEDED}
 
 
+def _class_of(status: int) -> type[CostOpsError]:
+    return _BY_STATUS.get(status, ServerError if status >= 500 else APIError)
+
+
 def _kind_of(error: RpcError) -> tuple[type[CostOpsError], int | None]:
     if error.origin == "network":
         timed_out = error.code is StatusCode.DEADLINE_EXCEEDED
@@ -269,18 +260,13 @@ def _kind_of(error: RpcError) -> tuple[type[CostOpsError], int | None]:
             return NetworkError, None
         if error.code is StatusCode.FAILED_PRECONDITION:
             return ClientClosedError, None
-        return _BY_CODE[error.code][0], None
+        return _class_of(HTTP_STATUS[error.code]), None
     if error.error_code in STATUS_BY_REASON:
         return ServerError, STATUS_BY_REASON[error.error_code][1]
-    kind, status = _BY_CODE[error.code]
-    if error.http_status is None:
-        return kind, status
-    status = error.http_status
-    if status >= 500:
-        return _BY_STATUS.get(status, ServerError), status
-    return _BY_STATUS.get(
-        status, kind if issubclass(kind, APIError) and kind is not ServerError else APIError
-    ), status
+    kind, status = _class_of(HTTP_STATUS[error.code]), error.http_status or HTTP_STATUS[error.code]
+    if status >= 500 or status in _BY_STATUS or kind is ServerError:
+        return _class_of(status), status
+    return kind, status
 
 
 def error_from_rpc(error: RpcError, attempts: int = 1, waited: float = 0.0) -> CostOpsError:

@@ -24,15 +24,16 @@ _BROUGHT_BY = {
 
 
 def load_by_name(
-    package: str, homes: Mapping[str, str], install: str = ""
+    package: str, names_of: Mapping[str, str], install: str = ""
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` (PEP 562) of a package whose names are in the submodules `homes`.
+    """The `__getattr__` and `__dir__` (PEP 562) of a package; `names_of` gives the names in each submodule.
 
     Assign them where type checkers do not look, `if not TYPE_CHECKING:`, and import the names for these under
     `if TYPE_CHECKING:`. So a misspelt name is an error to them, as it is at run time. `install` is that of
     `missing_library`.
     """
-    names = vars(sys.modules[package])
+    homes = {name: module for module, names in names_of.items() for name in names.split()}
+    known = vars(sys.modules[package])
 
     def load(name: str) -> Any:
         home = homes.get(name)
@@ -42,10 +43,10 @@ def load_by_name(
             value = getattr(import_module(f"{package}.{home}"), name)
         except ImportError as error:
             raise missing_library(error, f"{package}.{name}", install) from None
-        names[name] = value
+        known[name] = value
         return value
 
-    return load, lambda: sorted({*names, *homes})
+    return load, lambda: sorted({*known, *homes})
 
 
 def missing_library(error: ImportError, what: str, install: str = "") -> ImportError:

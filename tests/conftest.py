@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -17,18 +18,28 @@ from tests.waiting import MAX_WAIT
 for _part in ("connect", "read", "write", "pool"):
     setattr(DEFAULT_TIMEOUT_CONFIG, _part, MAX_WAIT)
 
+# Tests start hundreds of interpreters: each of them would compile the package, three quarters of its start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 __all__ = [
     "no_default_client_from_another_test",
     "no_settings_from_the_environment",
     "postgres",
     "postgres_15",
     "postgres_url",
+    "pytest_collection_finish",
     "pytest_sessionfinish",
 ]
 
 # A shared machine has slow moments; a failure prints what reproduces it.
 settings.register_profile("llm-cost-ops", deadline=None, print_blob=True)
 settings.load_profile("llm-cost-ops")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what lives as long as the run: 14,000 tests, and all modules."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

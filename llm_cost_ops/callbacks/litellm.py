@@ -109,7 +109,7 @@ def _record(known: _Known, response: object, latency_ms: int) -> UsageRecord:
         "service_tier": getattr(response, "service_tier", None),
         "usage": getattr(response, "usage", None),
     }
-    # LiteLLM tells usage in the words of OpenAI's chat, whatever was called.
+    # LiteLLM gives usage in the fields of OpenAI's chat, whichever API was called.
     embeds = type(response).__name__ == "EmbeddingResponse"
     api = "openai.embeddings" if embeds else "openai.chat"
     record = payload_record(payload, source=_SOURCE, provider=known.provider, model=known.model, api=api)
@@ -121,7 +121,7 @@ def _record(known: _Known, response: object, latency_ms: int) -> UsageRecord:
 
 
 def _original_id(given: object) -> str:
-    """The provider's id, which LiteLLM packs into one of its own for responses."""
+    """The provider's id, which LiteLLM packs into another id for responses."""
     found = given if isinstance(given, str) else ""
     if found.startswith("resp_"):
         try:

@@ -83,7 +83,7 @@ def _record(data: SpanData, span: Span) -> UsageRecord:
             if usage
             else unknown_record(source=_SOURCE, provider="openai", model=model)
         )
-    # The trace is none of OpenTelemetry's; its span makes a key that no other has.
+    # Not a trace of OpenTelemetry; the id of its span makes a unique key.
     record.idempotency_key = record.idempotency_key or f"{_SOURCE}:{span.span_id}"
     record.session_id = span.trace_id
     record.latency_ms = _latency(span)

@@ -1,4 +1,4 @@
-"""Records of calls that a framework tells of: from the provider's payload, or from the framework's counts."""
+"""Records of calls that a framework reports: from the provider's payload, or the framework's counts."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def counted_record(
 
 
 def unknown_record(*, source: str, provider: str, model: str, response_id: str = "") -> UsageRecord:
-    """The record of a call that was broken off, or whose usage nobody states."""
+    """The record of a call that was broken off, or whose usage is not stated."""
     return counted_record(source=source, provider=provider, model=model, response_id=response_id)
 
 

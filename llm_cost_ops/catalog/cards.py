@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from decimal import Context, Decimal
+from decimal import Decimal
 
 from llm_cost_ops._gen.messages import (
     PriceMultiplier,
@@ -16,10 +16,9 @@ from llm_cost_ops._gen.messages import (
     TimeWindow,
 )
 from llm_cost_ops.catalog.bundle import CardRow, CatalogError, RateRow, WindowRow
+from llm_cost_ops.pricing.cards import set_prices
 
 __all__ = ["card_id", "materialise", "midnight"]
-
-_context = Context(prec=60)
 
 
 def card_id(provider: str, model_id: str, row: CardRow) -> str:
@@ -67,13 +66,7 @@ def materialise(
         )
     except (ValueError, ArithmeticError) as error:
         raise CatalogError(f"the price catalog is malformed at {provider}/{model_id}: {error}") from error
-    for rate in card.rates:
-        if rate.meter == "INPUT":
-            card.input_price_per_1k = _price_of(1_000, rate)
-            card.input_price_per_million = _price_of(1_000_000, rate)
-        elif rate.meter == "OUTPUT":
-            card.output_price_per_1k = _price_of(1_000, rate)
-            card.output_price_per_million = _price_of(1_000_000, rate)
+    set_prices(card)
     return card
 
 
@@ -95,8 +88,3 @@ def _window(row: WindowRow) -> TimeWindow:
 def midnight(date: str) -> datetime | None:
     """The moment of an ISO date (its midnight) or time, in UTC; None for an empty one."""
     return datetime.fromisoformat(date).replace(tzinfo=UTC) if date else None
-
-
-def _price_of(count: int, rate: Rate) -> Decimal:
-    price = _context.divide(_context.multiply(rate.price, Decimal(count)), Decimal(rate.per))
-    return Decimal(f"{price.normalize(_context):f}")

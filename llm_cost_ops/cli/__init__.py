@@ -20,7 +20,7 @@ from llm_cost_ops.cli.options import (
 )
 from llm_cost_ops.cli.settings import PROXY, SERVE, add_settings
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
-from llm_cost_ops.exceptions import AuthenticationError, CostOpsError
+from llm_cost_ops.exceptions import AuthenticationError, CostOpsError, ValidationError
 from llm_cost_ops.lazy import missing_library
 
 __all__ = ["main"]
@@ -45,15 +45,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"llm-cost-ops {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # The help has them in this order: what is recorded and asked first, then what serves and keeps it.
     _add_quickstart(commands)
+    _add_import(commands)
+    add_questions(commands)
+    _add_dashboard(commands)
     _add_serve(commands)
     _add_proxy(commands)
-    _add_dashboard(commands)
     _add_keys(commands)
-    _add_import(commands)
     _add_database(commands)
     _add_spool(commands)
-    add_questions(commands)
     _add_completion(commands, parser)
     _describe(commands)
     return parser
@@ -310,6 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llm-cost-ops: {error}", file=sys.stderr)
         if isinstance(error, AuthenticationError):
             print("Set LLM_COST_OPS_API_KEY to a key of that server.", file=sys.stderr)
+        if isinstance(error, ValidationError) and "organization_id" in error.errors:
+            print("Name it by --organization, or by LLM_COST_OPS_ORGANIZATION_ID.", file=sys.stderr)
     except BrokenPipeError:
         # Whoever read this has enough, as `head` does. Nothing is left to be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,7 +6,7 @@ import argparse
 import os
 
 from llm_cost_ops._gen.codecs import COST_RECORD, COST_SUMMARY, REPRICE_REPORT
-from llm_cost_ops.cli.options import filters_of, pairs
+from llm_cost_ops.cli.options import filters_of, model_of, pairs
 from llm_cost_ops.cli.output import Output, form_of
 from llm_cost_ops.cli.tables import (
     cost_bars,
@@ -41,7 +41,7 @@ def costs(options: argparse.Namespace) -> int:
         if summary.breakdown and not is_elsewhere(summary):
             output.bars(cost_bars(summary, options.time_zone))
     elif output.form == "csv" or (summary.breakdown and not is_elsewhere(summary)):
-        output.table(cost_table("What it cost", summary))
+        output.table(cost_table("What it cost", summary, for_programs=output.form == "csv"))
     print_total(output, summary)
     return 0
 
@@ -67,11 +67,12 @@ def estimate(options: argparse.Namespace) -> int:
     counts = {name: count for name, count in said.items() if count is not None}
     if not meters and not counts:
         raise ConfigurationError("say how much is used: --input, --output or --meter", parameter="input")
+    provider, model = model_of(options)
     with open_client(options, without="sqlite://") as client:
         cost = client.costs.estimate(
             organization_id=options.organization,
-            provider=options.provider,
-            model_id=options.model,
+            provider=provider,
+            model_id=model,
             **counts,
             meters=meters,
             service_tier=options.service_tier,
@@ -87,7 +88,7 @@ def estimate(options: argparse.Namespace) -> int:
         show_receipt(output, cost)
         if cost.total_cost is None and output.form == "text":
             output.line(
-                f"Look for a model with `llm-cost-ops prices list {options.model}`, "
+                f"Look for a model with `llm-cost-ops prices list {model}`, "
                 "or add a price with `llm-cost-ops prices add`."
             )
     # A script must not take what is unknown, or a part, for the cost.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sqlite3
 import sys
@@ -113,7 +114,13 @@ def _backup(source: str, target: str) -> int:
 def _copy(source: str, target: str) -> None:
     """Copy the state of one moment: in one step, which holds a reader's snapshot and no writer up."""
     with _opened(source) as origin, contextlib.closing(sqlite3.connect(target)) as copy:
-        origin.backup(copy, pages=-1)
+        try:
+            origin.backup(copy, pages=-1)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            # It is not the source that is written.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(Path(target).parent)) from error
 
 
 def _publish(temporary: str, where: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +31,7 @@ PAGE = 1000
 
 def export(options: argparse.Namespace) -> int:
     """The `export` command; memory is that of a page, however many there are."""
-    name = options.format or ("csv" if (options.output or "").lower().endswith(".csv") else "jsonl")
+    name = options.format or _format_of(options.output or "")
     lines: Callable[[Iterable[UsageRecord]], Iterator[bytes]] = {"csv": csv_lines, "jsonl": jsonl_lines}[name]
     with open_client(options) as client:
         records = client.usage.get_history(
@@ -43,6 +44,19 @@ def export(options: argparse.Namespace) -> int:
             _write(sys.stdout.buffer, lines(records))
             sys.stdout.flush()
     return 0
+
+
+def _format_of(output: str) -> str:
+    """The format that a file's name says; JSONL where it says none. ConfigurationError for any other."""
+    suffix = Path(output).suffix.lower()
+    known = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", "": "jsonl"}
+    if suffix not in known:
+        raise ConfigurationError(
+            f"export writes JSONL or CSV, and {Path(output).name} is named as neither: say which by --format "
+            "(for Parquet: client.usage.list().to_pandas() or .to_polars() in Python)",
+            parameter="format",
+        )
+    return known[suffix]
 
 
 def jsonl_lines(records: Iterable[UsageRecord]) -> Iterator[bytes]:
@@ -92,19 +106,33 @@ def _write(file: BinaryIO, lines: Iterator[bytes]) -> int:
 
 
 def _replace(target: Path, lines: Iterator[bytes]) -> int:
-    """Write a file beside the target, and put it in its place when it is whole."""
+    """Write a file beside the target, and put it in its place when it is whole.
+
+    Where the target is no file, such as a pipe or a device, it is written to.
+    """
     if not target.parent.is_dir():
         raise ConfigurationError(f"there is no folder {target.parent}", parameter="output")
+    if target.exists() and not target.is_file():
+        with target.open("wb") as device:
+            return _write(device, lines)
+    # A link stays, and leads to the new file.
+    target = target.resolve()
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             count = _write(file, lines)
-        # As a file that is opened for writing would be, where mkstemp makes it private.
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
+        Path(name).chmod(_mode_of(target))
         Path(name).replace(target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     return count
+
+
+def _mode_of(target: Path) -> int:
+    """The mode that a file has once it is opened for writing, where mkstemp makes it private."""
+    if target.exists():
+        return stat.S_IMODE(target.stat().st_mode)
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

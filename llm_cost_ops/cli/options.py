@@ -17,6 +17,7 @@ __all__ = [
     "add_target",
     "at_least_one",
     "filters_of",
+    "model_of",
     "pairs",
     "some_text",
     "times_of",
@@ -48,14 +49,14 @@ _TEXTS = (
         "--start",
         "start_date",
         "DATE",
-        "a date or a time, inclusive; how long ago, as 12h, 7d or 4w; or the first day of "
+        "a date, a month (2026-01) or a time, inclusive; how long ago, as 12h, 7d or 4w; or the first day of "
         + ", ".join(PERIOD_WORDS),
     ),
     (
         "--end",
         "end_date",
         "DATE",
-        "a date (through that day) or a time; or the last day of a word, as --start",
+        "a date (through that day), a month or a time; or the last day of a word, as --start",
     ),
     ("--time-zone", "time_zone", "ZONE", "an IANA name; default: UTC"),
 )
@@ -78,6 +79,22 @@ def add_target(parser: argparse.ArgumentParser, default: str = "llm_cost_ops.db"
         help="the server to ask instead, with the API key in LLM_COST_OPS_API_KEY; "
         "default: LLM_COST_OPS_BASE_URL",
     )
+
+
+def _add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
+    parser.add_argument("model", nargs="+", help=f"such as openai/gpt-4o, or openai gpt-4o{more}")
+
+
+def model_of(options: argparse.Namespace) -> tuple[str, str]:
+    """The provider and the id of the model that a command names. ConfigurationError without a provider."""
+    provider, slash, model = "/".join(options.model).partition("/")
+    if not slash:
+        raise ConfigurationError(
+            f"say whose model {provider} is, such as openai/{provider}: "
+            f"`llm-cost-ops prices list {provider}` shows who has it",
+            parameter="model",
+        )
+    return provider, model
 
 
 def add_form(parser: argparse.ArgumentParser, *, plot: bool = False) -> None:
@@ -115,8 +132,8 @@ def times_of(options: argparse.Namespace, time_zone: str = "") -> dict[str, Any]
         if text and text not in PERIOD_WORDS and not any(map(str.isdigit, text)):
             words = ", ".join(PERIOD_WORDS)
             raise ConfigurationError(
-                f"{option} must be a date such as 2026-01-31, a time, how long ago (12h, 7d, 4w) or one of "
-                f"{words}, not {text!r}",
+                f"{option} must be a date such as 2026-01-31, a month, a time, how long ago (12h, 7d, 4w) "
+                f"or one of {words}, not {text!r}",
                 parameter=option.removeprefix("--"),
             )
     now = datetime.now(UTC)
@@ -207,8 +224,7 @@ def _add_export(commands: Commands) -> None:
 def _add_estimate(commands: Commands) -> None:
     parser = commands.add_parser("estimate", help="show what a call would cost, by line")
     add_target(parser, default="the catalog alone")
-    parser.add_argument("provider")
-    parser.add_argument("model")
+    _add_model(parser)
     for name in ("input", "output", "cached", "cache-write", "reasoning"):
         parser.add_argument(f"--{name}", type=int, metavar="TOKENS", help=f"{name} tokens")
     parser.add_argument("--meter", action="append", default=[], metavar="NAME=COUNT")
@@ -373,11 +389,17 @@ def _add_prices(commands: Commands) -> None:
     )
     parser.set_defaults(run="prices:prices")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    found = actions.add_parser("list", help="models and what they cost today")
+    found = actions.add_parser(
+        "list",
+        help="models and what they cost today; with --db or --base-url the cards of your own",
+        description="Models of the catalog and what they cost today. With --db or --base-url the price cards "
+        "that were added there instead, past and future ones too.",
+    )
     found.add_argument("words", nargs="*", help="models whose names contain every word; default: all")
     found.add_argument("--provider", default="")
+    add_target(found, default="the catalog")
     show = actions.add_parser("show", help="every price of a model: its dates, tiers, regions and meters")
-    show.add_argument("model", nargs="+", help="such as openai/gpt-4o, or openai gpt-4o")
+    _add_model(show)
     diff = actions.add_parser("diff", help="what changes from one catalog file to another")
     diff.add_argument("files", nargs="+", metavar="FILE", help="the catalog, or the old one and the new one")
     check = actions.add_parser(
@@ -414,8 +436,7 @@ def _add_own_price(actions: Commands) -> None:
         description="Add a price card, which wins over the catalog from its date on. Prices are per million. "
         "What is recorded keeps its price: `llm-cost-ops reprice` prices it again.",
     )
-    parser.add_argument("provider")
-    parser.add_argument("model", help="its id, or a prefix that ends in *")
+    _add_model(parser, "; an id may be a prefix that ends in *")
     for name in ("input", "output", "cached", "cache-write"):
         parser.add_argument(f"--{name}", metavar="PRICE", help=f"a million {name} tokens")
     parser.add_argument(

@@ -51,6 +51,8 @@ class Column(msgspec.Struct):
     style: str = ""
     fold: bool = False
     """Whether a terminal may break its values into lines."""
+    optional: bool = False
+    """Whether it is left out on a terminal that is too narrow for all columns, the last such column first."""
 
 
 class Table(msgspec.Struct, kw_only=True):
@@ -120,7 +122,11 @@ class Output:
             writer.writerows([_plain(cell) for cell in row] for row in table.rows)
             self._write(text.getvalue())
         elif self._console is not None:
-            self._console.print(_rich_table(table, shutil.get_terminal_size().columns))
+            width = shutil.get_terminal_size().columns
+            fitting, left_out = _fitted(table, width)
+            self._console.print(_rich_table(fitting, width))
+            if left_out:
+                self.line(f"The terminal has no room for {', '.join(left_out)}: --json shows all.")
         else:
             self._write(_plain_table(table))
 
@@ -258,6 +264,30 @@ def _joined(cells: Sequence[str], widths: Sequence[int], columns: Sequence[Colum
     return _GAP.join(padded).rstrip()
 
 
+def _fitted(table: Table, width: int) -> tuple[Table, list[str]]:
+    """The table with as many of its columns as a terminal has room for, and the names of those left out."""
+    widths = _widths(table)
+    kept = list(range(len(widths)))
+    optional = [number for number in kept if table.columns[number].optional]
+    while optional and 1 + sum(widths[number] for number in kept) > width:
+        kept.remove(optional.pop())
+    if len(kept) == len(widths):
+        return table, []
+    rows = [[row[number] for number in kept] for row in table.rows]
+    columns = [table.columns[number] for number in kept]
+    names = [column.name for number, column in enumerate(table.columns) if number not in kept]
+    footer = [table.footer[number] for number in kept] if table.footer else []
+    return msgspec.structs.replace(table, columns=columns, rows=rows, footer=footer), names
+
+
+def _widths(table: Table) -> list[int]:
+    """How wide each column is on a terminal, with the space around it."""
+    return [
+        max(map(len, (column.name, *texts))) + 3
+        for column, texts in zip(table.columns, _texts(table), strict=True)
+    ]
+
+
 def _rich_table(table: Table, width: int) -> RichTable:
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
@@ -285,11 +315,8 @@ def _rich_table(table: Table, width: int) -> RichTable:
             no_wrap=column.right and not column.fold,
             overflow="fold" if column.fold else "ellipsis",
         )
-    taken = sum(
-        max(map(len, (column.name, *texts)), default=0) + 3
-        for column, texts in zip(table.columns, columns, strict=True)
-    )
-    room = min(20, width - taken - 3)
+    # A bar has the room that the columns leave: nothing is cut for it.
+    room = min(20, width - 1 - sum(_widths(table)) - 3)
     bars = bool(table.shares) and room >= 6
     if bars:
         made.add_column("", style="cyan", no_wrap=True)

@@ -1,8 +1,9 @@
-"""Words for the ends of a period, such as `yesterday` and `7d`, as dates and times that queries take."""
+"""Words for the ends of a period, such as `yesterday`, `7d` and `2026-01`, as dates and times for queries."""
 
 from __future__ import annotations
 
 import re
+from calendar import monthrange
 from datetime import UTC, date, datetime, timedelta
 
 __all__ = ["PERIOD_WORDS", "period_end", "period_start"]
@@ -12,6 +13,7 @@ PERIOD_WORDS = ("today", "yesterday", "this-week", "last-week", "this-month", "l
 
 # At most 9999 weeks, so that no date is before the year 1.
 _AGO = re.compile(r"([0-9]{1,4})([hdw])", re.ASCII)
+_MONTH = re.compile(r"([1-9][0-9]{3})-(0[1-9]|1[0-2])", re.ASCII)
 
 
 def period_start(text: str, time_zone: str, now: datetime) -> str:
@@ -28,6 +30,8 @@ def period_end(text: str, time_zone: str, now: datetime) -> str:
 
 
 def _end_of(text: str, time_zone: str, now: datetime, *, last: bool) -> str:
+    if month := _MONTH.fullmatch(text):
+        return _month_of(date(int(month[1]), int(month[2]), 1))[last].isoformat()
     ago = _AGO.fullmatch(text)
     if text not in PERIOD_WORDS and ago is None:
         return text
@@ -46,7 +50,6 @@ def _end_of(text: str, time_zone: str, now: datetime, *, last: bool) -> str:
 def _days(word: str, today: date) -> tuple[date, date]:
     """The first and the last day that a word names."""
     monday = today - timedelta(days=today.weekday())
-    month = today.replace(day=1)
     one = timedelta(days=1)
     match word:
         case "today":
@@ -58,7 +61,11 @@ def _days(word: str, today: date) -> tuple[date, date]:
         case "last-week":
             return monday - 7 * one, monday - one
         case "this-month":
-            return month, (month + 31 * one).replace(day=1) - one
+            return _month_of(today)
         case "last-month":
-            return (month - one).replace(day=1), month - one
+            return _month_of(today.replace(day=1) - one)
     return today.replace(month=1, day=1), today.replace(month=12, day=31)
+
+
+def _month_of(day: date) -> tuple[date, date]:
+    return day.replace(day=1), day.replace(day=monthrange(day.year, day.month)[1])

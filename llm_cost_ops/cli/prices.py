@@ -20,7 +20,7 @@ from llm_cost_ops.catalog import (
     price_diff,
     update_catalog,
 )
-from llm_cost_ops.cli.options import pairs
+from llm_cost_ops.cli.options import model_of, pairs
 from llm_cost_ops.cli.output import Cell, Column, Output, Table, form_of, money
 from llm_cost_ops.cli.price_check import check_prices
 from llm_cost_ops.cli.target import open_client
@@ -34,6 +34,7 @@ SOURCE_VARIABLE = "LLM_COST_OPS_PRICES_SOURCE"
 """The variable of the environment that names the catalog for `prices update`."""
 
 _SHOWN_METERS = ("INPUT", "CACHE_READ", "OUTPUT")
+_PRICES = ("input", "cached", "output")
 _MAX_CHANGES = 200
 
 
@@ -41,7 +42,8 @@ def prices(options: argparse.Namespace) -> int:
     """The `prices` command."""
     output = Output(form_of(options))
     if options.action == "list":
-        return 0 if _list(options, output) else 1
+        own = options.db or options.base_url
+        return 0 if (_list_own if own else _list)(options, output) else 1
     if options.action == "update":
         return 0 if _update(options, output) else 1
     actions = {"show": _show, "diff": _diff, "check": check_prices, "add": _add}
@@ -52,7 +54,7 @@ def prices(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace, output: Output) -> bool:
     """List models; whether there was any."""
     catalog = load_catalog()
-    prices = (Column(name, right=True) for name in ("input", "cached", "output"))
+    prices = (Column(name, right=True) for name in _PRICES)
     table = Table(
         columns=[Column("model", fold=True), *prices, Column("currency")],
         caption=f"per million tokens; {_named(catalog)}",
@@ -62,9 +64,7 @@ def _list(options: argparse.Namespace, output: Output) -> bool:
             continue
         card = _standard(catalog, model)
         if card is not None:
-            found = {rate.meter: rate for rate in card.rates}
-            cells = [_per_million(found.get(meter)) for meter in _SHOWN_METERS]
-            table.rows.append([f"{model.provider}/{model.id}", *cells, card.currency])
+            table.rows.append([f"{model.provider}/{model.id}", *_prices_of(card), card.currency])
     if table.rows or output.form != "text":
         output.table(table)
     else:
@@ -73,11 +73,34 @@ def _list(options: argparse.Namespace, output: Output) -> bool:
     return bool(table.rows)
 
 
+def _list_own(options: argparse.Namespace, output: Output) -> bool:
+    """List the cards that were added to a ledger; whether there was any."""
+    table = Table(columns=[Column("model", fold=True), Column("organization")])
+    table.columns += [Column(name, right=True) for name in _PRICES]
+    table.columns += [Column("currency"), Column("holds", fold=True), Column("card", optional=True)]
+    table.caption = "per million tokens"
+    with open_client(options) as client:
+        for card in client.pricing.list(origin="manual", provider=options.provider, page_size=1000):
+            if all(word.lower() in f"{card.provider}/{card.model_id}" for word in options.words):
+                row: list[Cell] = [f"{card.provider}/{card.model_id}", card.organization_id]
+                table.rows.append([*row, *_prices_of(card), card.currency, "; ".join(_terms(card)), card.id])
+    if table.rows or output.form != "text":
+        output.table(table)
+    else:
+        output.line("No price was added there: `llm-cost-ops prices add` adds one.")
+    return bool(table.rows)
+
+
 def _standard(catalog: Catalog, model: CatalogModel) -> RateCard | None:
     """The card that prices an ordinary call today."""
     query = PriceQuery(provider=model.provider, model_id=model.id, at=datetime.now(UTC))
     found = select_card(catalog.cards(model.provider, model.id), query)
     return None if found is None else found.card
+
+
+def _prices_of(card: RateCard) -> list[Cell]:
+    found = {rate.meter: rate for rate in card.rates}
+    return [_per_million(found.get(meter)) for meter in _SHOWN_METERS]
 
 
 def _per_million(rate: Rate | None) -> Cell:
@@ -233,11 +256,12 @@ def _asked(question: str) -> bool:
 
 
 def _add(options: argparse.Namespace, output: Output) -> None:
+    provider, model = model_of(options)
     rates = _rates(options)
     with open_client(options, create=True) as client:
         card = client.pricing.create(
-            provider=options.provider,
-            model_id=options.model,
+            provider=provider,
+            model_id=model,
             rates=rates,
             currency=options.currency,
             effective_date=options.since or None,

@@ -8,7 +8,7 @@ from decimal import Decimal
 from llm_cost_ops.cli.output import Bar, Cell, Column, Output, Table, money
 from llm_cost_ops.rpc.status import RpcError
 from llm_cost_ops.rules.times import bucket_label, buckets_between, parse_start
-from llm_cost_ops.types import CostRecord, CostSummary, RepriceDifference
+from llm_cost_ops.types import CostGroup, CostRecord, CostSummary, RepriceDifference
 
 __all__ = [
     "cost_bars",
@@ -24,26 +24,35 @@ _INTERVALS = ("hour", "day", "week", "month")
 _MAX_BARS = 1000
 
 
-def cost_table(title: str, summary: CostSummary) -> Table:
-    """A row a group, and the total below; bars show the share of the dearest group."""
+def cost_table(title: str, summary: CostSummary, *, for_programs: bool = False) -> Table:
+    """A row a group, and the total below; bars show the share of the dearest group.
+
+    Costs in other currencies have columns of their own. A table for programs names its currency in each row.
+    """
     names = [key.dimension for key in summary.breakdown[0].keys] if summary.breakdown else ["group"]
+    others = [other.currency for other in summary.other_currencies]
     columns = [
         *(Column(name) for name in names),
         Column("requests", right=True),
         Column("tokens", right=True),
         Column(f"cost, {summary.currency}", right=True, key="cost"),
+        *([Column("currency")] if for_programs else []),
+        *(Column(f"cost, {code}", right=True, key=f"cost_{code.lower()}") for code in others),
     ]
-    footer: list[Cell] = ["total", *[""] * (len(names) - 1), summary.total_requests, summary.total_tokens]
-    footer.append(summary.total_cost)
-    unpriced = summary.unpriced_requests > 0
-    if unpriced:
+    if summary.unpriced_requests:
         columns.append(Column("unpriced", right=True, style="yellow"))
-        footer.append(summary.unpriced_requests)
-    table = Table(title=title, columns=columns, footer=footer)
+
+    def figures(requests: int, tokens: int, cost: Decimal, of: CostSummary | CostGroup) -> list[Cell]:
+        costs = {other.currency: other.cost for other in of.other_currencies}
+        row: list[Cell] = [requests, tokens, cost, *([summary.currency] if for_programs else [])]
+        row += [costs.get(code, Decimal(0)) for code in others]
+        return [*row, *([of.unpriced_requests] if summary.unpriced_requests else [])]
+
+    total = figures(summary.total_requests, summary.total_tokens, summary.total_cost, summary)
+    table = Table(title=title, columns=columns, footer=["total", *[""] * (len(names) - 1), *total])
     for group in summary.breakdown:
-        row: list[Cell] = [key.value or "-" for key in group.keys]
-        row += [group.requests, group.tokens, group.cost]
-        table.rows.append([*row, *([group.unpriced_requests] if unpriced else [])])
+        row = figures(group.requests, group.tokens, group.cost, group)
+        table.rows.append([*(key.value or "-" for key in group.keys), *row])
     dearest = max((group.cost for group in summary.breakdown), default=Decimal(0))
     if summary.additive and dearest > 0:
         table.shares = [float(max(group.cost, Decimal(0)) / dearest) for group in summary.breakdown]
@@ -64,9 +73,12 @@ def cost_bars(summary: CostSummary, time_zone: str) -> list[Bar]:
             bars.append(Bar(label, Decimal(0), money(Decimal(0))))
             continue
         count = group.unpriced_requests
-        priced = count < group.requests or group.cost
-        note = f"{_requests(count)} without a price" if count else ""
-        bars.append(Bar(label, group.cost, money(group.cost) if priced else "no price", note))
+        elsewhere = sum(other.requests for other in group.other_currencies)
+        notes = [f"{_requests(count)} without a price"] if count else []
+        notes += [f"{money(other.cost)} {other.currency}" for other in group.other_currencies]
+        nothing = "no price" if count else "-"
+        shown = money(group.cost) if count + elsewhere < group.requests or group.cost else nothing
+        bars.append(Bar(label, group.cost, shown, ", ".join(notes)))
     return bars
 
 
@@ -104,8 +116,11 @@ def print_total(output: Output, summary: CostSummary) -> None:
             f"{of_them} of it is what providers reported, for {_requests(summary.reported_requests)}."
         )
     for other in summary.other_currencies:
-        and_ = "    " if is_elsewhere(summary) else "and "
-        output.line(f"{and_}{money(other.cost)} {other.currency} for {_requests(other.requests)}")
+        amount = f"{money(other.cost)} {other.currency}"
+        if is_elsewhere(summary):
+            output.line(f"    {amount} for {_requests(other.requests)}")
+        else:
+            output.line(f"and {amount} for {other.requests:,} of them")
     if is_elsewhere(summary):
         output.line(f"Ask with --currency {summary.other_currencies[0].currency}.")
 

@@ -9,7 +9,7 @@ from itertools import islice
 import msgspec
 
 from llm_cost_ops.cli.options import filters_of, pairs
-from llm_cost_ops.cli.output import Column, Output, Table, form_of
+from llm_cost_ops.cli.output import Cell, Column, Output, Table, form_of
 from llm_cost_ops.cli.tables import receipt_table, show_receipt
 from llm_cost_ops.cli.target import open_client
 from llm_cost_ops.client.clients import CostOpsClient
@@ -30,8 +30,13 @@ def usage(options: argparse.Namespace) -> int:
         return _show(options)
     action = {"void": _void, "correct": _correct, "revisions": _revisions}[options.action]
     with open_client(options) as client:
-        for revision in action(client, options):
-            print(revision.to_json() if options.json else _line(revision))
+        found = action(client, options)
+    output = Output(form_of(options))
+    if output.form == "json":
+        for revision in found:
+            print(revision.to_json())
+    else:
+        output.table(_revisions_table(found))
     return 0
 
 
@@ -41,9 +46,13 @@ def _list(options: argparse.Namespace) -> int:
         found = list(islice(pages, options.limit + 1))
         removed = pages.pagination.removed_before
     output = Output(form_of(options))
-    table = Table(columns=[Column(name) for name in ("time", "id", "organization", "provider", "model")])
-    table.columns += [Column(name, right=True) for name in ("input", "output", "cost")]
-    table.columns += [Column(name) for name in ("currency", "status")]
+    # An id is to be copied, so it is the last to be cut.
+    table = Table(columns=[Column("time", optional=True), Column("id", fold=True)])
+    table.columns += [Column(name, optional=True) for name in ("organization", "provider")]
+    table.columns += [Column("model", fold=True)]
+    table.columns += [Column(name, right=True, optional=True) for name in ("input", "output")]
+    table.columns += [Column("cost", right=True)]
+    table.columns += [Column(name, optional=True) for name in ("currency", "status")]
     for record in found[: options.limit]:
         cost = "" if record.estimated_cost is None else record.estimated_cost
         names = [record.organization_id, record.provider, record.model_id]
@@ -147,14 +156,19 @@ def _revisions(client: CostOpsClient, options: argparse.Namespace) -> list[Usage
     return client.usage.revisions(options.id, organization_id=options.organization).revisions
 
 
-def _line(revision: UsageRevision) -> str:
-    record = revision.usage
-    assert record is not None
-    cost = "no price" if record.estimated_cost is None else f"{record.estimated_cost:f} {record.currency}"
-    counts = f"{record.input_tokens or 0} in, {record.output_tokens or 0} out"
-    said = f": {revision.reason}" if revision.reason else ""
-    by = f" by {revision.actor}" if revision.actor else ""
-    when = _moment(revision.made_at)
-    model = f"{record.provider}/{record.model_id}"
-    made = f"{revision.revision}  {when}  {revision.kind.value}{by}"
-    return f"{made}  {model}  {counts}  {cost} ({record.cost_status.value}){said}"
+def _revisions_table(revisions: list[UsageRevision]) -> Table:
+    table = Table(columns=[Column("revision", right=True), Column("time"), Column("kind")])
+    table.columns += [Column("model", optional=True)]
+    table.columns += [Column(name, right=True, optional=True) for name in ("input", "output")]
+    table.columns += [Column("cost", right=True)]
+    table.columns += [Column(name, optional=True) for name in ("currency", "status", "by")]
+    table.columns += [Column("reason", fold=True)]
+    for each in revisions:
+        record = each.usage
+        assert record is not None
+        cost = "no price" if record.estimated_cost is None else record.estimated_cost
+        row: list[Cell] = [each.revision, _moment(each.made_at), each.kind.value]
+        row += [f"{record.provider}/{record.model_id}", record.input_tokens or 0, record.output_tokens or 0]
+        row += [cost, record.currency, record.cost_status.value, each.actor, each.reason]
+        table.rows.append(row)
+    return table

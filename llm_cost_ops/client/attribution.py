@@ -19,10 +19,15 @@ import msgspec
 
 from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest,
+    CorrectUsageRequest,
     EstimateCostRequest,
+    GetCostRequest,
+    ListUsageRevisionsRequest,
     StreamUsageRequest,
     SubmitUsageRequest,
     UsageRecord,
+    VerifyCostRequest,
+    VoidUsageRequest,
 )
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
@@ -104,6 +109,11 @@ def attributes_of(fields: AttributionFields) -> Attributes:
 
 
 _NONE = Attributes()
+
+# They look a record up in the organization that they name.
+_OF_ONE_RECORD = (
+    GetCostRequest | VerifyCostRequest | CorrectUsageRequest | VoidUsageRequest | ListUsageRevisionsRequest
+)
 _current: ContextVar[Attributes] = ContextVar("llm_cost_ops.attributes", default=_NONE)
 
 
@@ -196,4 +206,6 @@ def _attributed(request: object, attributes: Attributes) -> Any:
     ):
         records = [attributes.of(item) if type(item) is UsageRecord else item for item in request.records]
         return msgspec.structs.replace(request, records=records)
+    elif isinstance(request, _OF_ONE_RECORD) and attributes.organization_id and not request.organization_id:
+        return msgspec.structs.replace(request, organization_id=attributes.organization_id)
     return request

@@ -51,9 +51,17 @@ _SDKClient = TypeVar("_SDKClient")
 
 
 def _configured(
-    config: ClientConfig | None, api_key: ApiKey | None, base_url: str | None, timeout: float | None
+    config: ClientConfig | None,
+    api_key: ApiKey | None,
+    base_url: str | None,
+    organization_id: str | None,
+    timeout: float | None,
 ) -> ClientConfig:
-    explicit: dict[str, Any] = {"api_key": api_key, "base_url": base_url}
+    explicit: dict[str, Any] = {
+        "api_key": api_key,
+        "base_url": base_url,
+        "organization_id": organization_id,
+    }
     given = {name: value for name, value in explicit.items() if value is not None}
     if timeout is not UNSET:
         given["timeout"] = timeout
@@ -79,6 +87,7 @@ class _Client:
         api_key: ApiKey | None,
         base_url: str | None,
         config: ClientConfig | None,
+        organization_id: str | None,
         timeout: float | None,
         http_client: HttpClient | None,
         serializer: Serializer | None,
@@ -88,7 +97,7 @@ class _Client:
         *,
         sync: bool,
     ) -> None:
-        self.config = config = _configured(config, api_key, base_url, timeout)
+        self.config = config = _configured(config, api_key, base_url, organization_id, timeout)
         if transport is not None and (http_client is not None or serializer is not None):
             parameter = "serializer" if http_client is None else "http_client"
             raise ConfigurationError(
@@ -294,10 +303,12 @@ class CostOpsClient(_SyncClient):
 
     `base_url` chooses the transport (see ClientConfig) and defaults to LLM_COST_OPS_BASE_URL, then
     to an embedded database in the working directory; `api_key` defaults to LLM_COST_OPS_API_KEY,
-    and the embedded engine needs none. What is given here wins over `config`, and `config` over
-    the environment. `http_client` is an httpx client to send HTTP calls with, `serializer` writes
-    messages in another form than JSON or protobuf (see transports.serializer.Serializer), and `transport`
-    replaces the transport. Nothing is opened or sent before the first call.
+    and the embedded engine needs none. `organization_id` defaults to LLM_COST_OPS_ORGANIZATION_ID: it is
+    that of records, and of questions about one record, that name none. What is given here wins over
+    `config`, and `config` over the environment. `http_client` is an httpx client to send HTTP calls with,
+    `serializer` writes messages in another form than JSON or protobuf (see
+    transports.serializer.Serializer), and `transport` replaces the transport. Nothing is opened or sent
+    before the first call.
 
     Raises ConfigurationError for a wrong parameter.
 
@@ -315,6 +326,7 @@ class CostOpsClient(_SyncClient):
         base_url: str | None = None,
         config: ClientConfig | None = None,
         *,
+        organization_id: str | None = None,
         timeout: float | None = UNSET,
         http_client: httpx.Client | None = None,
         serializer: Serializer | None = None,
@@ -323,7 +335,7 @@ class CostOpsClient(_SyncClient):
         runtime: Runtime | None = None,
     ) -> None:
         mine = (http_client, serializer, interceptors, transport, runtime)
-        self._open(api_key, base_url, config, timeout, *mine, sync=True)
+        self._open(api_key, base_url, config, organization_id, timeout, *mine, sync=True)
 
     @CachedProperty
     def usage(self) -> StreamingUsageResource:
@@ -404,6 +416,7 @@ class AsyncCostOpsClient(_AsyncClient):
         base_url: str | None = None,
         config: ClientConfig | None = None,
         *,
+        organization_id: str | None = None,
         timeout: float | None = UNSET,
         http_client: httpx.AsyncClient | None = None,
         serializer: Serializer | None = None,
@@ -412,7 +425,7 @@ class AsyncCostOpsClient(_AsyncClient):
         runtime: Runtime | None = None,
     ) -> None:
         mine = (http_client, serializer, interceptors, transport, runtime)
-        self._open(api_key, base_url, config, timeout, *mine, sync=False)
+        self._open(api_key, base_url, config, organization_id, timeout, *mine, sync=False)
 
     @CachedProperty
     def usage(self) -> AsyncStreamingUsageResource:

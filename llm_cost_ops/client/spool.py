@@ -53,6 +53,9 @@ _SUFFIX = ".segment"
 _UNLOCKED = ".segment.new"
 _ABANDONED = 3600.0  # seconds
 _READ_BYTES = 1024 * 1024
+# A segment of ours is an open file, of which a process may often have 1,024: a full spool is about so many
+# segments, and of those of the dead no more are taken over at a time.
+_MAX_SEGMENTS = 64
 
 _log = logging.getLogger("llm_cost_ops.recorder")
 
@@ -90,18 +93,9 @@ class _Segment:
     """A segment that this process may read, and delete: its own, or one of a process that is dead."""
 
     __slots__ = (
-        "damaged",
-        "descriptor",
-        "finished",
-        "name",
-        "read",
-        "records",
-        "size",
-        "sync_error",
-        "synced",
-        "syncing",
-        "taken",
-    )
+        "damaged", "descriptor", "finished", "name", "read", "records", "size", "sync_error", "synced",
+        "syncing", "taken",
+    )  # fmt: skip
 
     def __init__(self, name: str, descriptor: int) -> None:
         self.name = name
@@ -134,26 +128,26 @@ class Spool:
         *,
         durability: str = "process",
         max_bytes: int = 256 * 1024 * 1024,
-        segment_bytes: int = 4 * 1024 * 1024,
+        segment_bytes: int = 0,
     ) -> None:
         if durability not in ("process", "disk"):
             raise ValueError(f"durability must be 'process' or 'disk', not {durability!r}")
         self.folder = Path(folder)
         self._sync = durability == "disk"
         self._max_bytes = max_bytes
-        self._segment_bytes = segment_bytes
+        self._segment_bytes = segment_bytes or max(max_bytes // _MAX_SEGMENTS, 4 * 1024 * 1024)
         self._directory = _open_folder(self.folder, sync=self._sync)
         self._lock = threading.Lock()
         self._fsync = threading.Lock()
         self._reading = threading.Lock()
         self._current: _Segment | None = None
         self._segments: list[_Segment] = []
+        self._more = False  # whether segments of the dead may be left, since there were too many at once
         self._bytes = 0
         # How many records were appended or taken over, in all; with whole records and their bytes it
         # changes before the size does, up to which others read.
         self.kept = 0
-        # Segments that could not be deleted: the next process tries again.
-        self._emptied: set[str] = set()
+        self._emptied: set[str] = set()  # could not be deleted: the next process tries again
         # Every file that is open here, since a child that keeps one keeps its lock; none is opened or closed
         # in the middle of a fork.
         self._opening = threading.RLock()
@@ -212,6 +206,8 @@ class Spool:
 
         What is damaged is logged, kept beside the segment as *.damaged, and passed over.
         """
+        if self._more and len(self._segments) <= _MAX_SEGMENTS // 2:
+            self.take_over()
         with self._reading:
             for segment in list(self._segments):
                 payloads, end = self._read(segment, max_records, max_bytes)
@@ -259,34 +255,60 @@ class Spool:
             return self._finish(segment, unsent=True)
 
     def take_over(self) -> int:
-        """Make the segments of dead processes ours to send, and tell how many records they hold."""
-        with self._lock:
-            known = self._emptied.union(segment.name for segment in self._segments)
-        found = 0
-        for name in sorted(os.listdir(self._directory)):  # noqa: PTH208  # the folder that was opened, not its path
-            if name.endswith(_SUFFIX) and name not in known:
-                segment = self._adopt(name)
-                if segment is not None:
-                    found += segment.records
-            elif name.endswith(_UNLOCKED):
-                self._sweep(name)
+        """Make segments of dead processes ours to send, and tell how many records they hold.
+
+        When there are many, the others follow as these are sent. Where ours were deleted, new ones are begun.
+        """
+        self._find_deleted()
+        self._more, found = False, 0
+        for name in self._others():
+            if len(self._segments) >= _MAX_SEGMENTS:
+                self._more = True
+                break
+            segment = self._adopt(name)
+            if segment is not None:
+                with self._lock:
+                    self._segments.append(segment)
+                    self._bytes += segment.size
+                    self.kept += segment.records
+                found += segment.records
         return found
 
-    def _sweep(self, name: str) -> None:
-        with contextlib.suppress(OSError):
-            made = os.stat(name, dir_fd=self._directory, follow_symlinks=False).st_mtime
-            if time.time() - made > _ABANDONED:
-                os.unlink(name, dir_fd=self._directory)
+    def _find_deleted(self) -> None:
+        with self._lock:
+            segment = self._current
+            if segment is not None and os.fstat(segment.descriptor).st_nlink == 0:
+                self._current = None
+                _log.error("the spool's %s was deleted: it is lost when this process ends", segment.name)
+        if os.fstat(self._directory).st_nlink == 0:
+            folder = _open_folder(self.folder, sync=self._sync)
+            os.dup2(folder, self._directory, inheritable=False)
+            os.close(folder)
+
+    def _others(self) -> list[str]:
+        """The segments that are not ours yet, the oldest first."""
+        with self._lock:
+            known = self._emptied.union(segment.name for segment in self._segments)
+        names = sorted(os.listdir(self._directory))  # noqa: PTH208  # the folder that was opened, not its path
+        for name in names:
+            if name.endswith(_UNLOCKED):
+                with contextlib.suppress(OSError):
+                    made = os.stat(name, dir_fd=self._directory, follow_symlinks=False).st_mtime
+                    if time.time() - made > _ABANDONED:
+                        os.unlink(name, dir_fd=self._directory)
+        return [name for name in names if name.endswith(_SUFFIX) and name not in known]
 
     def status(self) -> SpoolStatus:
         """What this process has to send: its own segments, and those of the dead."""
         with self._lock:
-            return SpoolStatus(
-                segments=len(self._segments),
-                records=sum(segment.records for segment in self._segments),
-                bytes=self._bytes,
-                damaged_bytes=sum(segment.damaged for segment in self._segments),
-            )
+            segments, records, size = len(self._segments), self.pending, self._bytes
+            damaged = sum(segment.damaged for segment in self._segments)
+        for name in self._others() if self._more else ():
+            segment = self._adopt(name)
+            if segment is not None:
+                segments, records, size = segments + 1, records + segment.records, size + segment.size
+                self._let_go(segment.descriptor)
+        return SpoolStatus(segments=segments, records=records, bytes=size, damaged_bytes=damaged)
 
     @property
     def pending(self) -> int:
@@ -424,10 +446,6 @@ class Spool:
             # Locked by nobody it is found again, once it can be read.
             self._let_go(descriptor)
             raise
-        with self._lock:
-            self._segments.append(segment)
-            self._bytes += segment.size
-            self.kept += segment.records
         return segment
 
     def _is_ours(self, name: str, header: bytes) -> bool:

@@ -56,7 +56,7 @@ def flag(parameter: str, value: object) -> None:
 def text(parameter: str, value: object, allowed: tuple[str, ...] = ()) -> None:
     """Refuse what is no text, or not among those allowed."""
     if not isinstance(value, str) or (allowed and value not in allowed):
-        # An empty text stands for what is not said.
+        # "" among them means that the option was not given.
         names = ", ".join(filter(None, allowed))
         raise wrong(parameter, f"must be one of {names}" if allowed else "must be text", value)
 

@@ -26,11 +26,10 @@ from llm_cost_ops.dashboard.rendering import asset
 from llm_cost_ops.dashboard.sessions import COOKIE, Sessions, cookie_header
 from llm_cost_ops.ledger import KeyStore
 from llm_cost_ops.rpc.handler import ServiceHandler
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.status import HTTP_STATUS, RpcError, StatusCode
 from llm_cost_ops.service.access.authentication import Authentication
 from llm_cost_ops.service.access.tenancy import Principal
 from llm_cost_ops.service.failures import log_failure
-from llm_cost_ops.transports.http.errors import HTTP_STATUS
 
 __all__ = ["Dashboard"]
 

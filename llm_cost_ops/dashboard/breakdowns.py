@@ -62,7 +62,8 @@ async def tokens_page(page: Page) -> Answer:
             ("Output", "output_tokens"),
         )
     ]
-    hits = [round((found.cache_share or Decimal(0)) * 100, 2) for found in report.buckets]
+    shares = [found.cache_share for found in report.buckets]
+    hits = [None if each is None else round(each * 100, 2) for each in shares]
     charts = [
         _chart(report, f"Tokens per {report.interval}", kinds, "bars", "tokens", _KINDS),
         _chart(

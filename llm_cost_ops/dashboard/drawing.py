@@ -47,7 +47,7 @@ def _free(name: str, taken: Iterable[int]) -> int:
 def chart_data(
     labels: Sequence[str], series: Sequence[Series], colours: dict[str, int], *, kind: str, unit: str
 ) -> str:
-    """What the script draws, as JSON: amounts are texts with every digit.
+    """What the script draws, as JSON: amounts are texts with every digit, and "" where there is none.
 
     `kind` is bars, which are stacked, or line; `unit` is a currency, tokens, requests or %.
     """
@@ -60,7 +60,8 @@ def chart_data(
         for each in series
     ]
     totals = [
-        exact(sum(points, Decimal(0))) for points in zip(*(each.points for each in series), strict=True)
+        exact(sum(filter(None, points), Decimal(0)))
+        for points in zip(*(each.points for each in series), strict=True)
     ]
     data = {"kind": kind, "unit": unit, "labels": labels, "series": drawn, "totals": totals}
     return msgspec.json.encode(data).decode()

@@ -20,9 +20,9 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops._gen.methods import CREATE_PRICE, GET_COST_SUMMARY, LIST_PRICES, REPRICE_USAGE
 from llm_cost_ops.dashboard.exchange import Answer, redirect
 from llm_cost_ops.dashboard.page import Page
-from llm_cost_ops.pricing.money import parse_decimal
 from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
+from llm_cost_ops.wire.decimals import from_text
 
 __all__ = ["add_price", "new_price_page", "prices_page", "reprice", "unpriced_page"]
 
@@ -205,7 +205,7 @@ async def add_price(page: Page) -> Answer:
 
 def _price(name: str, text: str) -> Decimal:
     try:
-        return parse_decimal(text)
+        return from_text(text)
     except ValueError:
         raise invalid_argument(name, f"must be a decimal number such as 2.50, not {text[:32]!r}") from None
 

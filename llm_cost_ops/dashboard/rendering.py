@@ -35,13 +35,16 @@ def has_charts() -> bool:
     return asset("uplot.js") is not None and asset("uplot.css") is not None
 
 
-@cache
 def asset(name: str) -> tuple[bytes, str] | None:
     """A file that pages load, with its content type; None when it is not there."""
-    path = _FILES.get(name)
-    if path is None or not path.is_file():
-        return None
-    return path.read_bytes(), _TYPES[path.suffix]
+    # Whoever connects asks for any name: only those of files are kept.
+    return _read(name) if name in _FILES else None
+
+
+@cache
+def _read(name: str) -> tuple[bytes, str] | None:
+    path = _FILES[name]
+    return (path.read_bytes(), _TYPES[path.suffix]) if path.is_file() else None
 
 
 @cache

@@ -101,11 +101,11 @@ class Group(Figures, kw_only=True):
 
 
 class Series(msgspec.Struct, kw_only=True):
-    """A value for each bucket. `value` is that of the group."""
+    """A value for each bucket, or None where there is none. `value` is that of the group."""
 
     name: str
     value: str
-    points: list[Decimal]
+    points: Sequence[Decimal | None]
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -269,7 +269,7 @@ def _series(
     if additive:
         left = list(totals)
         for each in series:
-            left = [total - part for total, part in zip(left, each.points, strict=True)]
+            left = [total - (part or _ZERO) for total, part in zip(left, each.points, strict=True)]
         if any(left):
             series.append(Series(name=OTHERS, value="", points=left))
     return series

@@ -29,7 +29,7 @@ from llm_cost_ops.types import Operation, Outcome, UsageRecord
 
 __all__ = ["HELICONE", "LANGFUSE", "LANGSMITH", "LITELLM", "OPENROUTER_ACTIVITY", "OPENROUTER_GENERATION"]
 
-# Ids by which the same call is known to whoever else saw it.
+# Ids that other observers of the same call know as well.
 _UNIQUE = (("openai", "chatcmpl-"), ("openai", "resp_"), ("anthropic", "msg_"), ("openrouter", "gen-"))
 _EMBEDDINGS = ("embedding", "aembedding", "EMBEDDING")
 
@@ -85,7 +85,7 @@ def _read_litellm(obj: dict[str, object], _state: State) -> Found:
     # Models that it has no price for have a spend of 0, which is no price.
     spend = cost(obj.get("spend"), "spend") or None
     if spend and not stated_input and not output:
-        # Images, speech and the like: no counts are told.
+        # Images, speech and the like: it has no counts of them.
         stated_input = output = None
     record = made(
         provider=provider,
@@ -409,7 +409,7 @@ def _langsmith(run: dict[str, object]) -> UsageRecord:
     extra = nested(run, "extra")
     model = text(metadata, "ls_model_name") or text(nested(extra, "invocation_params"), "model")
     stated = text(metadata, "ls_provider")
-    # Writes are told by their time to live in place of all together.
+    # It states cache writes by their time to live, instead of their sum.
     cached, long = count(given, "cache_read") or 0, count(given, "ephemeral_1h_input_tokens") or 0
     written = (count(given, "ephemeral_5m_input_tokens") or 0) + long or count(given, "cache_creation") or 0
     read, output = count(usage, "input_tokens"), count(usage, "output_tokens")

@@ -266,7 +266,7 @@ def _anthropic_row(
 
 
 def _least_requests(tokens: int, window: str) -> int | None:
-    """The least number of calls in a row, which is not told: no call has more input than its context window.
+    """The least number of calls in a row, which does not state it: no call exceeds its context window.
 
     It matters where prices have tiers: a sum of many short calls is none long one.
     """

@@ -6,6 +6,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from hashlib import blake2b
+from shlex import quote
 from typing import Any, BinaryIO, NamedTuple
 
 from llm_cost_ops.exceptions import ConfigurationError
@@ -124,8 +125,18 @@ class UsageFile:
                 self._table_notes.append(names[table.delimiter])
             self._check(table.columns)
             self._columns = table.columns
-            return iter(table)
+            return self._rows(table)
         return read_json(self._text.lines)
+
+    def _rows(self, table: Table) -> Iterator[Line]:
+        """The rows of a table. A count at the end of one that was cut off is another, smaller count."""
+        for line in table:
+            if table.unfinished and self._text.error:
+                yield line._replace(fields="is cut off")
+                continue
+            if table.unfinished:
+                self._table_notes.append("a table whose last line has no end (it may be cut off)")
+            yield line
 
     def _is_table(self) -> bool:
         if self._shape or self._delimiter:
@@ -134,12 +145,14 @@ class UsageFile:
             return True
         if self._name.endswith((".json", ".jsonl", ".ndjson")):
             return False
-        # No JSON of ours begins otherwise; a table does not begin so.
+        # JSON that is read here begins with one of these, and a table never does.
         head = self._text.lines.peek(1).lstrip()[:1]
         return head not in (b"{", b"[", b"")
 
     def _check(self, columns: list[str]) -> None:
         """Raise ConfigurationError unless the columns of a table say what they hold."""
+        if not any(columns):
+            raise ConfigurationError(self._text.error or "the file has no header", parameter="file")
         if self._mapping:
             self._mapping.check(columns)
             return
@@ -149,9 +162,9 @@ class UsageFile:
                 check_once(column, columns)
             return
         raise ConfigurationError(
-            f"a CSV file needs --map unless its columns are known, and {_listed(columns)} are not those of a "
-            f"usage record, {', '.join(each.name for each in FORMATS)}: say which hold what, such as "
-            f"{_suggested(columns)}",
+            f"these columns are of no export that is known: {_listed(columns)}. Say which hold what, such as "
+            f"{_suggested(columns)}. Known without --map: usage record, "
+            f"{', '.join(each.name for each in FORMATS)}",
             parameter="map",
         )
 
@@ -265,6 +278,7 @@ def _listed(names: list[str]) -> str:
 def _suggested(names: list[str]) -> str:
     """A mapping that may be right, from names that look like counts and models."""
     wanted = (
+        ("provider", ("provider", "vendor")),
         ("model_id", ("model",)),
         ("input_tokens", ("input", "prompt", "context")),
         ("output_tokens", ("output", "completion", "generated")),
@@ -273,7 +287,7 @@ def _suggested(names: list[str]) -> str:
     found = []
     for field, words in wanted:
         near = [name for name in names if any(word in name.lower() for word in words)]
-        found += [f"--map {field}={near[0]}"] if near else []
+        found += [f"--map {quote(f'{field}={near[0]}')}"] if near else []
     return " ".join(found) or "--map input_tokens=COLUMN --map output_tokens=COLUMN --map model_id=COLUMN"
 
 

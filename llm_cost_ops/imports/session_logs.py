@@ -55,9 +55,9 @@ def _is_codex(obj: dict[str, object]) -> bool:
 
 
 def _read_codex(obj: dict[str, object], state: State) -> Found:
-    """The session and the model come in lines of their own; a count is told with the session's sum so far.
+    """Session and model come on separate lines; each count comes with the session's sum so far.
 
-    A sum that is the same as before is the same count told again.
+    The same sum as before is a repetition of the same count.
     """
     payload = nested(obj, "payload")
     if obj["type"] == "session_meta":
@@ -74,7 +74,7 @@ def _read_codex(obj: dict[str, object], state: State) -> Found:
     if not (total or last) or (total and total == before):
         return
     state["total"] = total
-    # Where only sums are told, a call is the difference; a sum that became smaller began anew.
+    # If only sums are given, a call is the difference; a sum that became smaller has started again.
     if not last:
         names = [name for name in total if isinstance(total[name], int)]
         anew = any(total[name] < before.get(name, 0) for name in names)

@@ -206,6 +206,7 @@ class Table:
     """A file of rows with a header, such as CSV; `delimiter` is sniffed from the header when it is "".
 
     A first line `sep=;`, as Excel writes it, says it too. A row's fields are texts by column.
+    `unfinished` says that the line of the last row that was given has no end.
     """
 
     def __init__(self, stream: io.BufferedReader[Any], delimiter: str = "") -> None:
@@ -219,7 +220,8 @@ class Table:
             delimiter, self._offset = delimiter or stated[1], 1
             first = self._text.readline(MAX_LINE)
         self.delimiter = delimiter or _sniffed(first)
-        self._rows = csv.reader(itertools.chain([first], self._text), delimiter=self.delimiter)
+        self.unfinished = False
+        self._rows = csv.reader(itertools.chain([first], self._lines()), delimiter=self.delimiter)
         try:
             self.columns = [column.strip() for column in next(self._rows, [])]
         except csv.Error as error:
@@ -237,6 +239,11 @@ class Table:
                 return
             if row:
                 yield self._line(row)
+
+    def _lines(self) -> Iterator[str]:
+        for line in self._text:
+            self.unfinished = not line.endswith(("\n", "\r"))
+            yield line
 
     @property
     def _number(self) -> int:

@@ -47,7 +47,7 @@ __all__ = [
 _INFERENCE = ("chat", "text_completion", "generate_content", "embeddings", "completion", "responses")
 _COUNTS = ("gen_ai.usage.", "llm.token_count.", "ai.usage.")
 PREFIXES = ("gen_ai.", "llm.", "ai.", "openinference.", "embedding.")
-"""How the names of the attributes begin that tell of calls."""
+"""The prefixes of attributes that describe calls of models."""
 _KINDS = ("ai.operationId", "gen_ai.operation.name", "openinference.span.kind")
 
 
@@ -163,7 +163,7 @@ def _identify(record: UsageRecord, span: Span) -> None:
     attributes, resource = span.attributes, dict(span.resource)
     if len(span.trace_id) == 32 and len(span.span_id) == 16:
         record.trace_id, record.span_id = span.trace_id, span.span_id
-    # Ids of zeros are none, and would be the key of every call without.
+    # Ids of only zeros mean no id: as a key, all calls without an id would share it.
     if not record.idempotency_key and span.trace_id.strip("0") and span.span_id.strip("0"):
         record.idempotency_key = f"{span.trace_id}:{span.span_id}"
     record.user_id = record.user_id or text(attributes, "user.id", "enduser.id")[:255]

@@ -108,7 +108,7 @@ def nested(obj: dict[str, object], *names: str) -> dict[str, Any]:
 
 
 def whole(number: str) -> int | str:
-    """A whole number of 64 bits that is written as text, as OTLP does in JSON; the text where it is none."""
+    """A 64-bit whole number written as text, as in OTLP's JSON; any other text is returned as it is."""
     return int(number) if re.fullmatch(r"-?[0-9]{1,19}", number) else number
 
 
@@ -162,7 +162,7 @@ def moment(value: object) -> datetime | None:
         value = float(value) if "." in value else int(value)
     found: Any = None
     if isinstance(value, int | float) and not isinstance(value, bool) and value < 10**20:
-        # The unit is told by the size: no call was made before 1973 in any of them.
+        # The size tells the unit: read in any of them, no time is before 1973.
         for least, unit in ((10**17, 10**9), (10**14, 10**6), (10**11, 10**3), (10**8, 1)):
             if value >= least:
                 return _EPOCH + timedelta(microseconds=value * 10**6 // unit)

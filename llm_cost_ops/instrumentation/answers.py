@@ -161,7 +161,7 @@ def watch(
 
 
 def watch_lines(lines: Reader, encoding: str, decompressed: Callable[[str, bytes], bytes]) -> Watch:
-    """What sees a file of lines pass, each of which is a call of its own."""
+    """The Watch of a file of lines, each of which is one call."""
     if encoding in ("", "identity"):
         return Watch(None, _nothing, lines)
     body = bytearray()

@@ -18,8 +18,8 @@ import msgspec
 
 from llm_cost_ops._gen.messages import UsageQuality, UsageRecord
 from llm_cost_ops.exceptions import PayloadError
-from llm_cost_ops.instrumentation.providers import API_PROVIDERS, UNIQUE_IDS
 from llm_cost_ops.normalizers.aws import region_of
+from llm_cost_ops.normalizers.providers import APIS, UNIQUE_IDS
 from llm_cost_ops.normalizers.record import fit_texts
 from llm_cost_ops.normalizers.tolerant import decode_tolerantly
 from llm_cost_ops.normalizers.usage import usage_from_response
@@ -39,10 +39,10 @@ SOURCE = "instrument"
 _log = logging.getLogger("llm_cost_ops.instrumentation")
 
 KEY_HEADER = "x-lco-idempotency-key"
-"""By it an instrumented client tells a proxy of ours the key of a call."""
+"""The header in which an instrumented client sends the recording proxy the key of a call."""
 
 PROVIDER_HEADER = "x-lco-provider"
-"""By it a proxy of ours says that it records a call, and who serves it."""
+"""The header in which the recording proxy says that it records a call, and which provider serves it."""
 
 # Types of events after which nothing more is counted.
 _FINAL_TYPES = frozenset({
@@ -68,7 +68,7 @@ class Sink(Protocol):
 
 
 class RecordingProxy(msgspec.Struct, frozen=True, kw_only=True):
-    """A proxy of ours, which records what passes through it."""
+    """A recording proxy (`llm-cost-ops proxy`), and what calls through it carry."""
 
     url: str
     headers: Callable[[Any], dict[str, str]]
@@ -117,11 +117,11 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Call:
-    """One call: told from its request, given its answer, made into a record.
+    """One call, from its request to the record that is made of its answer.
 
     `key` is the record's idempotency key where the answer has no id that is unique; "" for one of its own.
-    `trace` are the ids of the trace and the span around the call. With `left_to_proxy` a proxy of ours has
-    recorded the call once its answer ended as it should: only one that breaks off is recorded here.
+    `trace` are the ids of the trace and the span around the call. With `left_to_proxy` the recording
+    proxy records the call if its answer ends normally, and only one that breaks off is recorded here.
     """
 
     __slots__ = (
@@ -239,7 +239,7 @@ class Call:
         if not self.finished:
             # Counts and cost, where any came, are those so far.
             record.quality, record.reported_cost = UsageQuality.UNKNOWN, None
-        record.provider = record.provider or API_PROVIDERS.get(self.api, "unknown")
+        record.provider = record.provider or APIS.get(self.api, ("", None))[0] or "unknown"
         if model and record.model_id and record.model_id != model and not record.requested_model_id:
             record.requested_model_id = model
         record.model_id = record.model_id or model or "unknown"
@@ -252,7 +252,7 @@ class Call:
         record.trace_id, record.span_id = self.trace
         fit_texts(record)
         if self.finished and self.events is not None and record.quality == UsageQuality.UNKNOWN:
-            _say_silent(record.provider, self.api)
+            _warn_of_silent(record.provider, self.api)
         return record
 
     def _asked(self) -> _Asked:
@@ -295,8 +295,8 @@ class Call:
 _silent: set[str] = set()
 
 
-def _say_silent(provider: str, api: str) -> None:
-    """Say, once of a provider, that what its streams cost is not known, and how it could be."""
+def _warn_of_silent(provider: str, api: str) -> None:
+    """Warn, once for each provider, that the cost of its streams is not known, and how it would be."""
     if provider in _silent:
         return
     _silent.add(provider)
@@ -307,7 +307,7 @@ def _say_silent(provider: str, api: str) -> None:
 
 
 class _Kept:
-    """What a dropped call knew: the call itself is being collected."""
+    """A copy of a call that is being garbage-collected, to make its record later."""
 
     def __init__(self, call: Call) -> None:
         kept = object.__new__(Call)

@@ -1,4 +1,4 @@
-"""Where an SDK's client is to be wrapped, told from its parts."""
+"""Finds the parts of an SDK's client that are to be wrapped."""
 
 from __future__ import annotations
 

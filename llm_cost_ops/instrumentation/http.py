@@ -104,9 +104,9 @@ def _sync_send(original: Callable[..., Any], hook: _Hook) -> Callable[..., Any]:
         if exchange is None:
             return original(request, *args, **kwargs)
         response = original(exchange.request, *args, **kwargs)
-        if exchange.may_have_harmed(response):
+        if exchange.may_refuse_usage(response):
             response.read()
-            if exchange.harmed(response):
+            if exchange.refuses_usage(response):
                 response = original(exchange.request, *args, **kwargs)
         return exchange.answered(response)
 
@@ -120,9 +120,9 @@ def _async_send(original: Callable[..., Any], hook: _Hook) -> Callable[..., Any]
         if exchange is None:
             return await original(request, *args, **kwargs)
         response = await original(exchange.request, *args, **kwargs)
-        if exchange.may_have_harmed(response):
+        if exchange.may_refuse_usage(response):
             await response.aread()
-            if exchange.harmed(response):
+            if exchange.refuses_usage(response):
                 response = await original(exchange.request, *args, **kwargs)
         return exchange.answered(response)
 
@@ -207,12 +207,12 @@ class _Exchange:
     def _begin(self, api: str = "", model: str = "") -> Call:
         return Call(self._options, api, self._provider, known_host=bool(self._known), model=model)
 
-    def may_have_harmed(self, response: _Response) -> bool:
-        """Whether an error may be due to what we asked for."""
+    def may_refuse_usage(self, response: _Response) -> bool:
+        """Whether the server may have refused `stream_options`, which was added to the request."""
         return False
 
-    def harmed(self, response: _Response) -> bool:
-        """Whether it is; the request is then again as it was given."""
+    def refuses_usage(self, response: _Response) -> bool:
+        """Whether it did; then the request is the caller's own again."""
         return False
 
     def answered(self, response: _Response) -> _Response:
@@ -298,11 +298,11 @@ class _Asking(_Exchange):
             if asking is not None:
                 self.request, self._asks = asking, True
 
-    def may_have_harmed(self, response: _Response) -> bool:
+    def may_refuse_usage(self, response: _Response) -> bool:
         return self._asks and response.status_code in (400, 422)
 
-    def harmed(self, response: _Response) -> bool:
-        """Whether it is; the host is then not asked again."""
+    def refuses_usage(self, response: _Response) -> bool:
+        """Whether it did; then this host is not sent it again."""
         if b"stream_options" not in response.content:
             return False
         self._hook.refusing.add(self._host)

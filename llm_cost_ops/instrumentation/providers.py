@@ -1,23 +1,10 @@
-"""What paths tell of a call: which API it is; and what is known of providers' APIs."""
+"""The API that the path of a request belongs to, and what is known of providers' APIs."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = [
-    "API_PROVIDERS",
-    "TAKE_STREAM_OPTIONS",
-    "UNIQUE_IDS",
-    "api_of",
-    "bedrock_model",
-    "fetched_of",
-]
-
-UNIQUE_IDS = frozenset({
-    "anthropic", "aws", "azure", "cohere", "deepseek", "google", "groq", "mistral", "openai", "openrouter",
-    "perplexity", "x-ai",
-})  # fmt: skip
-"""Providers that give no id twice. Servers that people run themselves count from 0 after each start."""
+__all__ = ["TAKE_STREAM_OPTIONS", "api_of", "bedrock_model", "fetched_of"]
 
 TAKE_STREAM_OPTIONS = frozenset({"azure", "deepseek", "openai", "openrouter", "x-ai"})
 """Providers whose chat completions document `stream_options.include_usage`."""
@@ -68,26 +55,9 @@ _BEDROCK = re.compile(r"/model/(.+)/invoke(?:-with-response-stream)?$")
 _LATER = re.compile(r"/(?:responses|(interactions))/[^/]+(?:/cancel)?$")
 _RESULTS = re.compile(r"/(?:files/[^/]+/content|batches/[^/]+/results)$")
 
-API_PROVIDERS = {
-    "openai.chat": "openai",
-    "openai.responses": "openai",
-    "openai.embeddings": "openai",
-    "openai.images": "openai",
-    "openai.transcription": "openai",
-    "openai.speech": "openai",
-    "anthropic.messages": "anthropic",
-    "bedrock.converse": "aws",
-    "cohere.chat": "cohere",
-    "google.generate": "google",
-    "google.interactions": "google",
-    "mistral.chat": "mistral",
-    "mistral.ocr": "mistral",
-    "ollama": "ollama",
-}
-
 
 def api_of(path: str, provider: str = "") -> str:
-    """The API of a path; "" when it is none that is billed by the call.
+    """The API of a path; "" when calls of it are not billed.
 
     The provider, where it is known, tells apart what two of them have at one path.
     """

@@ -122,6 +122,6 @@ class CallLogging:
 
 
 def _one_line(value: object) -> str:
-    """A value that can't begin a line of its own, nor look like another fact."""
+    """A value on one line, quoted if it could be read as more than one fact."""
     text = str(value)
     return text if text.isprintable() and not set(text) & set(' ="') else json.dumps(text)

@@ -41,7 +41,7 @@ class TokenBucket:
         return wait
 
     def seconds_until(self, tokens: int, now: float) -> float:
-        """The seconds until so many tokens will have come, should nobody take one."""
+        """The seconds until the bucket has so many tokens, if none is taken meanwhile."""
         now = self._fill(now)
         closed = max(0.0, self._from - now)
         missing = tokens - self._tokens

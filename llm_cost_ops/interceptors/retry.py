@@ -18,7 +18,7 @@ from llm_cost_ops.rpc.streams import AroundStart
 
 __all__ = ["Retry", "RetryBudget", "RetryPolicy"]
 
-# Reasons that stay as they are until somebody does something, whatever status they come with.
+# Reasons that do not pass by waiting, whatever status they come with.
 _FINAL = frozenset({RESPONSE_TOO_LARGE, UNTRUSTED_CERTIFICATE, "STORAGE_UNUSABLE"})
 
 

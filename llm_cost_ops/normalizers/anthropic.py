@@ -18,6 +18,7 @@ from llm_cost_ops.normalizers.record import (
     set_meter,
     set_model,
     set_speed,
+    set_stated,
     set_tier,
     set_tokens,
     set_unknown,
@@ -39,21 +40,20 @@ def read_messages(payload: dict[str, object], record: UsageRecord) -> None:
     record.operation = _CHAT
     set_model(record, text(payload, "model"))
     set_key(record, text(payload, "id"))
-    usage = section(payload, "usage", "usage")
+    usage = section(payload, "usage")
     if usage is None:
         set_unknown(record)
         return
     given, returned = counted(usage, "input_tokens", "usage"), counted(usage, "output_tokens", "usage")
     if given is None or returned is None:
-        record.input_tokens, record.output_tokens = given, returned
-        set_unknown(record)
+        set_stated(record, given, returned, None)
         return
     counts = _counts(usage, "usage", given, returned)
     if usage.get("iterations"):
-        for index, iteration in enumerate(items(usage, "iterations", "usage.iterations")):
+        for index, iteration in enumerate(items(usage, "iterations", "usage")):
             kind = text(iteration, "type")
             if kind == "advisor_message":
-                # Of another model: `usages_from_response` gives it a record of its own.
+                # By another model: `usages_from_response` gives a separate record for it.
                 set_meter(record, "other_model_calls", 1)
             elif kind == "fallback_message" and text(iteration, "model"):
                 _serve(record, text(iteration, "model"))
@@ -73,10 +73,10 @@ def read_messages(payload: dict[str, object], record: UsageRecord) -> None:
 
 def advisor_messages(payload: dict[str, object]) -> list[dict[str, object]]:
     """The messages of other models inside a message, each as a message of its own."""
-    usage = section(payload, "usage", "usage") or {}
+    usage = section(payload, "usage") or {}
     return [
         {"type": "message", "model": text(iteration, "model"), "usage": iteration}
-        for iteration in items(usage, "iterations", "usage.iterations")
+        for iteration in items(usage, "iterations", "usage")
         if text(iteration, "type") == "advisor_message"
     ]
 
@@ -101,7 +101,7 @@ def _writes(usage: dict[str, object], path: str) -> tuple[int, int]:
     creation = usage.get("cache_creation")
     if creation is None:
         return written, 0
-    split = section(usage, "cache_creation", f"{path}.cache_creation") or {}
+    split = section(usage, "cache_creation", path) or {}
     short = count(split, "ephemeral_5m_input_tokens", f"{path}.cache_creation")
     long = count(split, "ephemeral_1h_input_tokens", f"{path}.cache_creation")
     if usage.get("cache_creation_input_tokens") is None:
@@ -123,12 +123,12 @@ def _read_dimensions(usage: dict[str, object], record: UsageRecord) -> None:
         set_speed(record, speed)
     if geography := text(usage, "inference_geo"):
         set_geography(record, geography)
-    tools = section(usage, "server_tool_use", "usage.server_tool_use")
+    tools = section(usage, "server_tool_use", "usage")
     if tools is not None:
         # Fetches are free: they are billed by the tokens that they bring in.
         searches = count(tools, "web_search_requests", "usage.server_tool_use")
         set_meter(record, "web_searches", searches)
-    details = section(usage, "output_tokens_details", "usage.output_tokens_details")
+    details = section(usage, "output_tokens_details", "usage")
     if details is not None:
         path = "usage.output_tokens_details"
         record.reasoning_tokens = count(details, "thinking_tokens", path)

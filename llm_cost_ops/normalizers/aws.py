@@ -49,18 +49,18 @@ def read_converse(payload: dict[str, object], record: UsageRecord) -> None:
     record.operation = _CHAT
     set_model(record, text(payload, "modelId") or text(payload, "model"))
     record.region = region_of(record.model_id)
-    metadata = section(payload, "ResponseMetadata", "ResponseMetadata") or {}
+    metadata = section(payload, "ResponseMetadata") or {}
     set_key(record, text(metadata, "RequestId"))
-    set_tier(record, text(section(payload, "serviceTier", "serviceTier") or {}, "type"))
-    latency = text(section(payload, "performanceConfig", "performanceConfig") or {}, "latency")
+    set_tier(record, text(section(payload, "serviceTier") or {}, "type"))
+    latency = text(section(payload, "performanceConfig") or {}, "latency")
     set_speed(record, latency)
-    usage = section(payload, "usage", "usage")
+    usage = section(payload, "usage")
     if usage is None:
         set_unknown(record)
         return
     returns = has(usage, "outputTokens")
     if not returns and has(usage, "inputTokens") and _is_blocked(payload):
-        # A guardrail wrote the answer in the model's place: the model's output is none.
+        # A guardrail wrote the answer instead of the model, whose output is then 0 tokens.
         usage, returns = {**usage, "outputTokens": 0}, True
     if not returns or not has(usage, "inputTokens"):
         record.input_tokens = counted(usage, "inputTokens", "usage")
@@ -84,7 +84,7 @@ def read_invoke(payload: dict[str, object], record: UsageRecord) -> None:
     record.operation = Operation.EMBEDDINGS if "embedding" in payload else _CHAT
     set_model(record, text(payload, "modelId") or text(payload, "model"))
     record.region = region_of(record.model_id)
-    metadata = section(payload, "ResponseMetadata", "ResponseMetadata") or {}
+    metadata = section(payload, "ResponseMetadata") or {}
     set_key(record, text(metadata, "RequestId"))
     set_tier(record, text(payload, "serviceTier"))
     set_speed(record, text(payload, "performanceConfigLatency"))
@@ -93,14 +93,14 @@ def read_invoke(payload: dict[str, object], record: UsageRecord) -> None:
         returned = 0
     read = written = 0
     if given is None and returned is None:
-        headers = section(metadata, "HTTPHeaders", "ResponseMetadata.HTTPHeaders") or payload
+        headers = section(metadata, "HTTPHeaders", "ResponseMetadata") or payload
         headers = {str(name).lower(): value for name, value in headers.items()}
         given = counted(headers, _IN_HEADER, "headers")
         returned = counted(headers, _OUT_HEADER, "headers")
         read, written = count(headers, _READ_HEADER, "headers"), count(headers, _WRITTEN_HEADER, "headers")
         if returned is None and given is not None and ".embed" in record.model_id:
             returned = 0
-    elif (metrics := section(payload, _METRICS, _METRICS)) is not None:
+    elif (metrics := section(payload, _METRICS)) is not None:
         read = count(metrics, "cacheReadInputTokenCount", _METRICS)
         written = count(metrics, "cacheWriteInputTokenCount", _METRICS)
     if given is not None:
@@ -111,15 +111,15 @@ def read_invoke(payload: dict[str, object], record: UsageRecord) -> None:
 
 
 def _native_counts(payload: dict[str, object]) -> tuple[int | None, int | None]:
-    given = counted(payload, "prompt_token_count", "")
-    returned = counted(payload, "generation_token_count", "")
+    given = counted(payload, "prompt_token_count")
+    returned = counted(payload, "generation_token_count")
     if has(payload, "inputTextTokenCount"):
-        given = count(payload, "inputTextTokenCount", "")
-        returned = counted(payload, "totalOutputTextTokenCount", "")
-        results = items(payload, "results", "results")
+        given = count(payload, "inputTextTokenCount")
+        returned = counted(payload, "totalOutputTextTokenCount")
+        results = items(payload, "results")
         if results:
             returned = sum(count(result, "tokenCount", f"results[{i}]") for i, result in enumerate(results))
-    metrics = section(payload, _METRICS, _METRICS)
+    metrics = section(payload, _METRICS)
     if metrics is not None and (given is None or returned is None):
         given = counted(metrics, "inputTokenCount", _METRICS)
         returned = counted(metrics, "outputTokenCount", _METRICS)
@@ -133,7 +133,7 @@ def _read_tokens(usage: dict[str, object], record: UsageRecord) -> None:
     written = count(usage, "cacheWriteInputTokens", "usage")
     written = written or count(usage, "cacheWriteInputTokenCount", "usage")
     split = {"5m": 0, "1h": 0}
-    for index, detail in enumerate(items(usage, "cacheDetails", "usage.cacheDetails")):
+    for index, detail in enumerate(items(usage, "cacheDetails", "usage")):
         ttl = text(detail, "ttl")
         split[ttl] = split.get(ttl, 0) + count(detail, "inputTokens", f"usage.cacheDetails[{index}]")
     if not has(usage, "cacheWriteInputTokens") and not has(usage, "cacheWriteInputTokenCount"):

@@ -48,7 +48,7 @@ _BESIDE = (
 )
 # What gateways say beside OpenAI's fields: searches, as Anthropic counts them, and what chose the price.
 _OF_GATEWAYS = frozenset(("server_tool_use", "server_tool_use_details", "inference_geo", "speed"))
-# By these xAI itself tells the searches: LiteLLM repeats them in its own words.
+# xAI states its searches in these fields, and LiteLLM then repeats them in others.
 _OF_XAI = ("server_side_tool_usage_details", "server_side_tools_used", "num_sources_used")
 _COUNTED_SEARCHES = frozenset(("web_search_requests", "google_maps_grounding_requests"))
 # Each answer of these models is one search that is billed.
@@ -95,9 +95,9 @@ def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule)
     record.operation = _TEXT if payload.get("object") == "text_completion" else _CHAT
     set_identity(record, payload)
     set_tier(record, text(payload, "service_tier"))
-    usage = section(payload, "usage", "usage")
-    if usage is None and (groq := section(payload, "x_groq", "x_groq")) is not None:
-        usage = section(groq, "usage", "x_groq.usage")
+    usage = section(payload, "usage")
+    if usage is None and (groq := section(payload, "x_groq")) is not None:
+        usage = section(groq, "usage", "x_groq")
     if usage is None:
         set_unknown(record)
         return usage
@@ -109,10 +109,9 @@ def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule)
             return usage
         prompt, completion = record.input_tokens or 0, record.output_tokens or 0
     # The runs of assistants have one letter less.
-    inputs = section(usage, "prompt_tokens_details", _INPUTS) or (
-        section(usage, "prompt_token_details", _INPUTS) or {}
-    )
-    outputs = section(usage, "completion_tokens_details", _OUTPUTS) or {}
+    named = section(usage, "prompt_tokens_details", "usage")
+    inputs = named or section(usage, "prompt_token_details", "usage") or {}
+    outputs = section(usage, "completion_tokens_details", "usage") or {}
     output, record.reasoning_tokens = rule(prompt, completion, _reasoning(outputs, usage), total)
     set_tokens(record, prompt, output)
     record.cached_tokens = _cached(inputs, usage)
@@ -141,7 +140,7 @@ def _read_gateway_facts(usage: dict[str, object], inputs: dict[str, object], rec
     """What OpenRouter and LiteLLM say of a call in a provider's own words: searches, speed, geography."""
     searches = count(inputs, "web_search_requests", _INPUTS)
     for key in ("server_tool_use_details", "server_tool_use"):
-        # Where something else than an object stands there, no searches are told.
+        # If it is not an object, it states no searches.
         tools = shallow(usage.get(key))
         if tools is not None:
             searches = count(tools, "web_search_requests", f"usage.{key}")
@@ -163,7 +162,7 @@ def read_gateway_cost(usage: dict[str, object], record: UsageRecord) -> None:
     cost = money(usage.get("cost"), "usage.cost")
     is_own = bool(usage.get("is_byok"))
     if cost is not None and is_own:
-        details = section(usage, "cost_details", "usage.cost_details") or {}
+        details = section(usage, "cost_details", "usage") or {}
         path = "usage.cost_details.upstream_inference_cost"
         upstream = money(details.get("upstream_inference_cost"), path)
         cost = None if upstream is None else cost + upstream

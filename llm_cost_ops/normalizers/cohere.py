@@ -25,8 +25,8 @@ def read_cohere(payload: dict[str, object], record: UsageRecord) -> None:
     set_model(record, text(payload, "model"))
     set_key(record, text(payload, "id") or text(payload, "response_id") or text(payload, "generation_id"))
     root = "usage" if has(payload, "usage") else "meta"
-    usage = section(payload, root, root) or {}
-    billed = section(usage, "billed_units", f"{root}.billed_units")
+    usage = section(payload, root) or {}
+    billed = section(usage, "billed_units", root)
     record.operation = _operation(payload, billed or {})
     if billed is None:
         set_unknown(record)
@@ -48,7 +48,7 @@ def read_cohere(payload: dict[str, object], record: UsageRecord) -> None:
         set_meter(record, meter, count(billed, meter, path))
     image_tokens = count(billed, "image_tokens", path)
     if image_tokens or has(billed, "text_tokens"):
-        # Where the text is told by itself, the input is text and images; else it is the text.
+        # With text_tokens the input is text and images together; without, input_tokens is the text alone.
         text_tokens = count(billed, "text_tokens", path) if has(billed, "text_tokens") else given
         set_tokens(record, max(given, text_tokens + image_tokens), returned)
         set_modality(record, input_image_tokens=image_tokens)
@@ -58,7 +58,7 @@ def read_cohere(payload: dict[str, object], record: UsageRecord) -> None:
 def _read_cached(usage: dict[str, object], root: str, record: UsageRecord) -> None:
     """Cache reads are counted in `tokens`, which has more of them than are billed."""
     cached = count(usage, "cached_tokens", root)
-    tokens = section(usage, "tokens", f"{root}.tokens") or {}
+    tokens = section(usage, "tokens", root) or {}
     billed = record.input_tokens or 0
     seen = max(count(tokens, "input_tokens", f"{root}.tokens"), billed)
     if cached > seen:
@@ -79,7 +79,7 @@ def _operation(payload: dict[str, object], billed: dict[str, object]) -> Operati
 def _detect(payload: dict[str, object], usage: dict[str, object] | None) -> str:
     if usage is not None:
         return "cohere.chat" if "billed_units" in usage or "tokens" in usage else ""
-    meta = None if type(payload.get("meta")) in _PLAIN else section(payload, "meta", "meta")
+    meta = None if type(payload.get("meta")) in _PLAIN else section(payload, "meta")
     return "cohere.chat" if meta is not None and "billed_units" in meta else ""
 
 

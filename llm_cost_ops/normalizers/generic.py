@@ -46,7 +46,7 @@ def read_generic(payload: dict[str, object], record: UsageRecord) -> None:
     """
     set_identity(record, payload)
     set_tier(record, text(payload, "service_tier"))
-    usage = section(payload, "usage", "usage")
+    usage = section(payload, "usage")
     if not usage:
         set_unknown(record)
         return
@@ -87,7 +87,7 @@ def _read_meters(usage: dict[str, object], record: UsageRecord) -> None:
     for name in _METERS:
         set_meter(record, name, count(usage, name, "usage"))
     set_meter(record, "audio_ms", duration_ms(usage.get("audio_seconds"), "usage.audio_seconds"))
-    meters = section(usage, "meters", "usage.meters") or {}
+    meters = section(usage, "meters", "usage") or {}
     for name in meters:
         set_meter(record, name, count(meters, name, "usage.meters"))
 

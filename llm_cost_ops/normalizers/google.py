@@ -78,7 +78,7 @@ def read_generate_content(payload: dict[str, object], record: UsageRecord) -> No
     set_key(record, text(payload, "responseId"))
     if payload.get("createTime") is not None:
         record.timestamp = created_at(payload["createTime"])
-    usage = section(payload, "usageMetadata", "usageMetadata")
+    usage = section(payload, "usageMetadata")
     if usage is None:
         set_unknown(record)
         return
@@ -137,7 +137,7 @@ def read_interaction(payload: dict[str, object], record: UsageRecord) -> None:
     set_key(record, text(payload, "id"))
     record.timestamp = created_at(payload.get("created"))
     set_tier(record, text(payload, "service_tier"))
-    usage = section(payload, "usage", "usage")
+    usage = section(payload, "usage")
     if usage is None or not has(usage, "total_input_tokens"):
         set_unstated(record, payload)
         return
@@ -152,7 +152,7 @@ def read_interaction(payload: dict[str, object], record: UsageRecord) -> None:
     record.cached_tokens = count(usage, "total_cached_tokens", "usage")
     counts: dict[str, int] = {}
     for key, side in _INTERACTION_LISTS:
-        for entry in items(usage, key, f"usage.{key}"):
+        for entry in items(usage, key, "usage"):
             kind = {"document": "image"}.get(text(entry, "modality").lower(), text(entry, "modality").lower())
             if kind in ("audio", "image", "video"):
                 field = f"{side}_{kind}_tokens"
@@ -160,7 +160,7 @@ def read_interaction(payload: dict[str, object], record: UsageRecord) -> None:
     set_modality(record, **counts)
     searches = sum(
         max(len(calls), 1) if isinstance(calls := _queries(step), (list, tuple)) else 1
-        for step in items(payload, "steps", "steps")
+        for step in items(payload, "steps")
         if text(step, "type") == "google_search_call"
     )
     if searches:
@@ -169,7 +169,7 @@ def read_interaction(payload: dict[str, object], record: UsageRecord) -> None:
 
 
 def _queries(step: dict[str, object]) -> object:
-    return (section(step, "arguments", "steps.arguments") or {}).get("queries")
+    return (section(step, "arguments", "steps") or {}).get("queries")
 
 
 def _read_modalities(usage: dict[str, object], record: UsageRecord) -> None:
@@ -178,7 +178,7 @@ def _read_modalities(usage: dict[str, object], record: UsageRecord) -> None:
         entries = usage.get(key)
         if not entries:
             continue
-        for entry in items(usage, key, path):
+        for entry in items(usage, key, "usageMetadata"):
             field = fields.get(text(entry, "modality"))
             if field is not None:
                 spelling = "tokenCount" if "tokenCount" in entry else "token_count"
@@ -193,18 +193,18 @@ def _count_searches(payload: dict[str, object], record: UsageRecord) -> None:
     Google Maps tells no queries: a prompt that it grounded is counted once.
     """
     searches = maps = 0
-    for candidate in items(payload, "candidates", "candidates"):
+    for candidate in items(payload, "candidates"):
         key = "groundingMetadata" if "groundingMetadata" in candidate else "grounding_metadata"
         if candidate.get(key) is None:
             continue
-        grounding = section(candidate, key, "candidates.groundingMetadata")
+        grounding = section(candidate, key, "candidates")
         if grounding is None:
             continue
         set_meter(record, "image_searches", _length(grounding, "imageSearchQueries", "image_search_queries"))
         chunks = [
             chunk
             for name in ("groundingChunks", "grounding_chunks")
-            for chunk in items(grounding, name, f"candidates.groundingMetadata.{name}")
+            for chunk in items(grounding, name, "candidates.groundingMetadata")
         ]
         places = any(has(chunk, "maps") for chunk in chunks)
         maps += places

@@ -16,10 +16,10 @@ def read_groq_chat(payload: dict[str, object], record: UsageRecord) -> None:
     read_chat(payload, record, inclusive_output)
     if "choices" in payload:
         _count_tools(payload, record)
-    breakdown = section(payload, "usage_breakdown", "usage_breakdown")
+    breakdown = section(payload, "usage_breakdown")
     if breakdown is None:
         return
-    models = items(breakdown, "models", "usage_breakdown.models")
+    models = items(breakdown, "models", "usage_breakdown")
     if len(models) == 1:
         if text(models[0], "model") == record.model_id:
             return
@@ -30,11 +30,11 @@ def read_groq_chat(payload: dict[str, object], record: UsageRecord) -> None:
 
 def _count_tools(payload: dict[str, object], record: UsageRecord) -> None:
     """The tools that Groq ran, which are billed by the call or by the time beside the tokens."""
-    streamed = section(payload, "executed_tools", "executed_tools")
+    streamed = section(payload, "executed_tools")
     tools = [] if streamed is None else [as_mapping(tool, "executed_tools") for tool in streamed.values()]
-    for choice in items(payload, "choices", "choices"):
-        said = section(choice, "message", "choices.message") or {}
-        tools += items(said, "executed_tools", "choices.message.executed_tools")
+    for choice in items(payload, "choices"):
+        said = section(choice, "message", "choices") or {}
+        tools += items(said, "executed_tools", "choices.message")
     for tool in tools:
         set_meter(record, _TOOLS.get(text(tool, "type"), "tool_calls"), 1)
 

@@ -26,13 +26,13 @@ def read_mistral_chat(payload: dict[str, object], record: UsageRecord) -> None:
 
     The tokens that audio is turned into are in total_tokens only, and are not billed as tokens.
     """
-    usage = section(payload, "usage", "usage") or {}
+    usage = section(payload, "usage") or {}
     if "outputs" in payload or not _OF_CONVERSATIONS.isdisjoint(usage):
-        outputs = items(payload, "outputs", "outputs")
+        outputs = items(payload, "outputs")
         models = [model for output in outputs if (model := text(output, "model"))]
         set_model(record, models[0] if models else "")
         if len(set(models)) > 1:
-            # One agent handed over to another: which of the tokens were whose is not told.
+            # One agent handed over to another, and nothing says which tokens were of which model.
             record.quality = UsageQuality.ESTIMATED
         usage = _with_connectors(usage, outputs, record)
         payload = {**payload, "usage": usage} if usage else payload
@@ -60,10 +60,10 @@ def _with_connectors(
 ) -> dict[str, object]:
     """The usage with the tokens that tools brought in as part of the prompt; their calls are counted.
 
-    They are told beside the prompt, and are in the total.
+    They are stated beside the prompt, and are in the total.
     """
     tokens = count(usage, "connector_tokens", "usage")
-    calls = section(usage, "connectors", "usage.connectors") or {}
+    calls = section(usage, "connectors", "usage") or {}
     if not calls:
         run = [text(output, "name") for output in outputs if text(output, "type") == "tool.execution"]
         calls = {name: run.count(name) for name in run}
@@ -84,7 +84,7 @@ def read_mistral_ocr(payload: dict[str, object], record: UsageRecord) -> None:
     record.operation = Operation.OCR
     set_model(record, text(payload, "model"))
     set_key(record, text(payload, "id"))
-    usage = section(payload, "usage_info", "usage_info")
+    usage = section(payload, "usage_info")
     if usage is None or usage.get("pages_processed") is None:
         set_unknown(record)
         return
@@ -96,8 +96,8 @@ def _is_annotated(payload: dict[str, object]) -> bool:
     """Whether the document, or a picture in it, was annotated: the pages of such a call cost more."""
     return has(payload, "document_annotation") or any(
         has(image, "image_annotation")
-        for page in items(payload, "pages", "pages")
-        for image in items(page, "images", "pages.images")
+        for page in items(payload, "pages")
+        for image in items(page, "images", "pages")
     )
 
 

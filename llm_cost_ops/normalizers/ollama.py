@@ -16,10 +16,10 @@ def read_ollama(payload: dict[str, object], record: UsageRecord) -> None:
     record.operation = Operation.EMBEDDINGS if is_embedding else Operation.CHAT
     set_model(record, text(payload, "model"))
     record.timestamp = created_at(payload.get("created_at"))
-    returned = counted(payload, "eval_count", "")
+    returned = counted(payload, "eval_count")
     if is_embedding and returned is None:
         returned = 0
-    set_stated(record, counted(payload, "prompt_eval_count", ""), returned, None)
+    set_stated(record, counted(payload, "prompt_eval_count"), returned, None)
 
 
 def _detect(payload: dict[str, object], _usage: dict[str, object] | None) -> str:

@@ -61,7 +61,7 @@ def read_responses(payload: dict[str, object], record: UsageRecord) -> None:
     set_tier(record, text(payload, "service_tier"))
     status = text(payload, "status")
     record.outcome = _OUTCOMES.get(status, record.outcome)
-    usage = section(payload, "usage", "usage")
+    usage = section(payload, "usage")
     if payload.get("object") == "batch":
         _read_batch(payload, record)
         if status not in _BATCH_DONE:
@@ -86,7 +86,7 @@ def _read_batch(payload: dict[str, object], record: UsageRecord) -> None:
     """A batch with the sums of its answers: of many calls, at the price of a batch."""
     record.processing = "batch"
     record.operation, record.outcome = Operation.UNSPECIFIED, Outcome.UNSPECIFIED
-    requests = section(payload, "request_counts", "request_counts") or {}
+    requests = section(payload, "request_counts") or {}
     record.request_count = count(requests, "completed", "request_counts") or None
 
 
@@ -100,10 +100,9 @@ def _read_tokens(usage: dict[str, object], record: UsageRecord) -> bool:
         given, returned = record.input_tokens or 0, record.output_tokens or 0
     prompt, output = given, returned
     # DashScope and assistants name the details by other APIs of OpenAI.
-    inputs = section(usage, "input_tokens_details", _INPUTS) or section(
-        usage, "prompt_tokens_details", "usage.prompt_tokens_details"
-    )
-    outputs = section(usage, "output_tokens_details", _OUTPUTS)
+    named = section(usage, "input_tokens_details", "usage")
+    inputs = named or section(usage, "prompt_tokens_details", "usage")
+    outputs = section(usage, "output_tokens_details", "usage")
     reasoning = count(outputs, "reasoning_tokens", _OUTPUTS) if outputs else 0
     if record.provider == "x-ai":
         output, reasoning = xai_output(prompt, output, reasoning, total)
@@ -124,11 +123,11 @@ def _count_calls(payload: dict[str, object], record: UsageRecord) -> None:
     if not isinstance(payload.get("output"), (list, tuple)):
         return
     containers: set[str] = set()
-    for item in items(payload, "output", "output"):
+    for item in items(payload, "output"):
         kind = text(item, "type")
         meter = _CALLS.get(kind)
         if has(item, "svg_usage"):
-            # Of another model: `usages_from_response` gives it a record of its own.
+            # By another model: `usages_from_response` gives a separate record for it.
             set_meter(record, "other_model_calls", 1)
         if meter is None or (kind == "web_search_call" and not _is_search(item)):
             continue
@@ -143,7 +142,7 @@ def _count_calls(payload: dict[str, object], record: UsageRecord) -> None:
             # A container is billed once however many calls run in it; a local shell has none.
             container = text(item, "container_id")
             if kind == "shell_call":
-                environment = section(item, "environment", "output.environment") or {}
+                environment = section(item, "environment", "output") or {}
                 container = text(environment, "container_id")
                 if not container and not text(environment, "type").startswith("container"):
                     continue
@@ -156,13 +155,13 @@ def _count_calls(payload: dict[str, object], record: UsageRecord) -> None:
 def _is_preview(payload: dict[str, object], model: str) -> bool:
     """Whether searches are web_search_preview's with a model that does not reason: they cost more."""
     return model.rpartition("/")[2].startswith(("gpt-4o", "gpt-4.1")) and any(
-        text(tool, "type").startswith("web_search_preview") for tool in items(payload, "tools", "tools")
+        text(tool, "type").startswith("web_search_preview") for tool in items(payload, "tools")
     )
 
 
 def _is_search(item: dict[str, object]) -> bool:
     """Opening a page and finding something in it are calls too, but only searches are billed."""
-    action = section(item, "action", "output.action")
+    action = section(item, "action", "output")
     return action is None or text(action, "type") in ("", "search")
 
 
@@ -189,7 +188,7 @@ def read_embeddings(payload: dict[str, object], record: UsageRecord) -> None:
     """Embeddings: prompt_tokens only."""
     record.operation = Operation.EMBEDDINGS
     set_identity(record, payload)
-    usage = section(payload, "usage", "usage")
+    usage = section(payload, "usage")
     if usage is None or not (has(usage, "prompt_tokens") or has(usage, "total_tokens")):
         set_unknown(record)
         return
@@ -206,9 +205,9 @@ def read_transcription(payload: dict[str, object], record: UsageRecord) -> None:
     """Transcriptions, billed by tokens or by the seconds of audio (`meters.audio_ms`)."""
     record.operation = Operation.TRANSCRIPTION
     set_model(record, text(payload, "model"))
-    groq = section(payload, "x_groq", "x_groq")
+    groq = section(payload, "x_groq")
     set_key(record, text(groq, "id") if groq else "")
-    usage = section(payload, "usage", "usage")
+    usage = section(payload, "usage")
     if usage is None:
         if payload.get("duration") is None:
             set_unknown(record)
@@ -224,7 +223,7 @@ def read_speech(payload: dict[str, object], record: UsageRecord) -> None:
     """Speech: `usage.characters`, or the tokens of a speech.audio.done event. All output is audio."""
     record.operation = Operation.SPEECH
     set_model(record, text(payload, "model"))
-    usage = section(payload, "usage", "usage")
+    usage = section(payload, "usage")
     if usage is not None and usage.get("characters") is not None:
         set_meter(record, "characters", count(usage, "characters", "usage"))
     elif _read_token_counts(usage, record):
@@ -238,16 +237,16 @@ def read_images(payload: dict[str, object], record: UsageRecord) -> None:
     """
     record.operation = Operation.IMAGE
     set_identity(record, payload)
-    usage = section(payload, "usage", "usage")
+    usage = section(payload, "usage")
     if has(payload, "svg_usage"):
-        # Of another model: `usages_from_response` gives it a record of its own.
+        # By another model: `usages_from_response` gives a separate record for it.
         set_meter(record, "other_model_calls", 1)
     data = payload.get("data")
     if usage is None and isinstance(data, (list, tuple)):
         set_meter(record, "images", len(data))
     elif _read_token_counts(usage, record) and usage is not None:
         images = (record.output_tokens or 0) - record.reasoning_tokens
-        details = section(usage, "output_tokens_details", "usage.output_tokens_details")
+        details = section(usage, "output_tokens_details", "usage")
         if details is not None and details.get("image_tokens") is not None:
             images = count(details, "image_tokens", "usage.output_tokens_details")
         set_modality(
@@ -261,8 +260,8 @@ def read_images(payload: dict[str, object], record: UsageRecord) -> None:
 def svg_calls(payload: dict[str, object]) -> list[dict[str, object]]:
     """The calls of the models that wrote a response's SVG images, each as a response of its own."""
     output = payload.get("output")
-    holders = items(payload, "output", "output") if isinstance(output, (list, tuple)) else []
-    found = [section(holder, "svg_usage", "svg_usage") for holder in (payload, *holders)]
+    holders = items(payload, "output") if isinstance(output, (list, tuple)) else []
+    found = [section(holder, "svg_usage") for holder in (payload, *holders)]
     return [
         {
             "object": "response",
@@ -278,7 +277,7 @@ def read_realtime(payload: dict[str, object], record: UsageRecord) -> None:
     """A response of a realtime session, from its response.done event."""
     record.operation = Operation.REALTIME
     set_identity(record, payload)
-    usage = section(payload, "usage", "usage")
+    usage = section(payload, "usage")
     _read_token_counts(usage, record)
 
 
@@ -306,7 +305,7 @@ def _read_token_counts(usage: dict[str, object] | None, record: UsageRecord) -> 
 def _details(usage: dict[str, object], side: str) -> tuple[dict[str, object], str]:
     """Audio and realtime say input_token_details, images input_tokens_details."""
     for key in (f"{side}_token_details", f"{side}_tokens_details"):
-        found = section(usage, key, f"usage.{key}")
+        found = section(usage, key, "usage")
         if found is not None:
             return found, f"usage.{key}"
     return {}, f"usage.{side}_token_details"
@@ -331,7 +330,7 @@ def _detect(payload: dict[str, object], usage: dict[str, object] | None) -> str:
         return "openai.images"
     if "input_token_details" in usage:
         return "openai.realtime"
-    details = section(usage, "input_tokens_details", "usage.input_tokens_details") or {}
+    details = section(usage, "input_tokens_details", "usage") or {}
     is_image = has(details, "image_tokens") or text(payload, "model").startswith(_IMAGE_MODELS)
     return "openai.images" if is_image else ""
 

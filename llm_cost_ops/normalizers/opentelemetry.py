@@ -70,7 +70,7 @@ def read_attributes(payload: dict[str, Any], record: UsageRecord) -> None:
     if isinstance(payload.get("attributes"), dict):
         attributes = payload["attributes"]
         record.timestamp = moment(payload.get("start_time"), "start_time")
-        context = section(payload, "context", "context") or {}
+        context = section(payload, "context") or {}
         record.trace_id = text(context, "trace_id").removeprefix("0x")
         record.span_id = text(context, "span_id").removeprefix("0x")
     if not record.provider:

@@ -16,6 +16,7 @@ import msgspec
 
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.wire.decimals import from_text
+from llm_cost_ops.wire.json import to_utc
 
 __all__ = [
     "MAX_NUMBER",
@@ -35,7 +36,7 @@ __all__ = [
 
 MAX_NUMBER = 2**63 - 1
 _MAX_DIGITS = 19
-# Times before this are none: a server sent the seconds since it started.
+# Earlier times are not times of a call: some servers send the seconds since they started.
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 _FIRST_SECOND = int(_EARLIEST.timestamp())
 # A Unix time above this is in milliseconds, microseconds or nanoseconds: in seconds it is the year 5138.
@@ -85,18 +86,18 @@ def as_mapping(value: object, path: str = "") -> dict[str, object]:
     return found
 
 
-def section(payload: dict[str, object], key: str, path: str) -> dict[str, object] | None:
-    """The object at `key` as a dict; None when it is absent, null or not sent."""
+def section(payload: dict[str, object], key: str, path: str = "") -> dict[str, object] | None:
+    """The object at `key` as a dict; None when it is absent, null or not sent. `path` is where it stands."""
     value = payload.get(key)
     if value is None or type(value) is dict:
         return value
     if type(value).__name__ in _NOT_SENT:
         return None
-    return as_mapping(value, path)
+    return as_mapping(value, _below(path, key))
 
 
-def items(payload: dict[str, object], key: str, path: str) -> list[dict[str, object]]:
-    """The list of objects at `key`; empty when it is absent or null."""
+def items(payload: dict[str, object], key: str, path: str = "") -> list[dict[str, object]]:
+    """The list of objects at `key`; empty when it is absent or null. `path` is where it stands."""
     value = payload.get(key)
     if value is None:
         return []
@@ -110,8 +111,12 @@ def items(payload: dict[str, object], key: str, path: str) -> list[dict[str, obj
     elif type(value).__name__ in _NOT_SENT:
         return []
     if not isinstance(value, (list, tuple)):
-        raise PayloadError(path, f"expected a list, got {type(value).__name__}")
-    return [as_mapping(item, f"{path}[{index}]") for index, item in enumerate(value)]
+        raise PayloadError(_below(path, key), f"expected a list, got {type(value).__name__}")
+    return [as_mapping(item, f"{_below(path, key)}[{index}]") for index, item in enumerate(value)]
+
+
+def _below(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
 
 
 def has(fields: dict[str, object], key: str) -> bool:
@@ -122,17 +127,17 @@ def has(fields: dict[str, object], key: str) -> bool:
     return type(value) in _JSON_TYPES or type(value).__name__ not in _NOT_SENT
 
 
-def counted(fields: dict[str, object], key: str, path: str) -> int | None:
+def counted(fields: dict[str, object], key: str, path: str = "") -> int | None:
     """The count at `key`; None when it is absent or null, which is not 0 but not stated."""
     value = fields.get(key)
     if type(value) is int and 0 <= value <= MAX_NUMBER:
         return value
     if value is None or type(value).__name__ in _NOT_SENT:
         return None
-    return _unusual_count(value, f"{path}.{key}")
+    return _unusual_count(value, _below(path, key))
 
 
-def count(fields: dict[str, object], key: str, path: str) -> int:
+def count(fields: dict[str, object], key: str, path: str = "") -> int:
     """The count at `key`, 0 when it is absent or null.
 
     Floats that are whole numbers are counts too (Cohere sends them), and so are digits as text
@@ -144,7 +149,7 @@ def count(fields: dict[str, object], key: str, path: str) -> int:
         return value
     if value is None:
         return 0
-    return _unusual_count(value, f"{path}.{key}")
+    return _unusual_count(value, _below(path, key))
 
 
 def _unusual_count(value: object, path: str) -> int:
@@ -188,16 +193,16 @@ def moment(value: object, path: str) -> datetime | None:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return datetime.fromtimestamp(value, UTC)
         if isinstance(value, str):
-            return _utc(datetime.fromisoformat(value))
+            return to_utc(datetime.fromisoformat(value))
         if isinstance(value, datetime):
-            return _utc(value)
+            return to_utc(value)
     except (ValueError, OverflowError, OSError) as error:
         raise PayloadError(path, f"not a time: {value!r:.80}") from error
     raise PayloadError(path, f"expected a time, got {type(value).__name__}")
 
 
 def created_at(value: object) -> datetime | None:
-    """The time that a payload states for itself; None where it is none.
+    """The time that a payload states for itself; None if it can't be the time of a call.
 
     Servers send milliseconds, digits as text, or a clock that does not count from 1970. The counts
     beside such a time are good, so it is read as what it is, or left open: it never raises.
@@ -215,12 +220,6 @@ def created_at(value: object) -> datetime | None:
     except PayloadError:
         return None
     return found if found is None or found >= _EARLIEST else None
-
-
-def _utc(value: datetime) -> datetime:
-    if value.tzinfo is UTC:
-        return value
-    return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def money(value: object, path: str) -> Decimal | None:

@@ -35,7 +35,7 @@ def read_perplexity_chat(payload: dict[str, object], record: UsageRecord) -> Non
             set_meter(record, f"{size}_context_requests", 1)
     else:
         set_meter(record, "web_searches", count(usage, "num_search_queries", "usage"))
-    cost = section(usage, "cost", "usage.cost")
+    cost = section(usage, "cost", "usage")
     if cost is not None:
         record.reported_cost = money(cost.get("total_cost"), "usage.cost.total_cost")
 

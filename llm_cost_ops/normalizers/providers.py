@@ -66,6 +66,7 @@ APIS: dict[str, tuple[str, Normalizer]] = {
 # How a provider speaks the chat API that OpenAI defined.
 DIALECTS = {provider.name: provider.chat for provider in PROVIDERS if provider.chat is not None}
 SHARED_APIS = frozenset(api for provider in PROVIDERS for api in provider.shared)
+# They give no id twice. Servers that people run themselves count from 0 after each start.
 UNIQUE_IDS = frozenset(provider.name for provider in PROVIDERS if provider.name and provider.unique_ids)
 
 _BY_OBJECT = {value: api for provider in PROVIDERS for value, api in provider.objects.items()}
@@ -75,8 +76,8 @@ _MARKS = {
     for api in SHARED_APIS
 }
 _MAX_NAME = 255
-# Open weights that anyone serves, whatever their prefix says.
-_ANYONES = ("gpt-oss",)
+# Models with open weights: anybody may serve them, so that the prefix says nothing.
+_OPEN_WEIGHTS = ("gpt-oss",)
 _BY_MODEL = tuple((provider.models, provider.name) for provider in PROVIDERS if provider.models)
 
 
@@ -85,7 +86,7 @@ def detect_api(payload: dict[str, object]) -> str:
     found = _BY_OBJECT.get(text(payload, "object"))
     if found is not None:
         return found
-    usage = section(payload, "usage", "usage")
+    usage = section(payload, "usage")
     if usage is not None:
         if None in usage.values():
             # Objects of SDKs have every key: one whose value is null says nothing.
@@ -118,7 +119,7 @@ def detect_provider(payload: dict[str, object], api: str) -> str:
 @lru_cache(maxsize=1024)
 def _provider_of(model: str) -> str:
     lowered = model.lower()
-    if not lowered.startswith(_ANYONES):
+    if not lowered.startswith(_OPEN_WEIGHTS):
         for prefixes, provider in _BY_MODEL:
             if lowered.startswith(prefixes):
                 return provider

@@ -139,8 +139,8 @@ def set_traffic(record: UsageRecord, traffic: str) -> None:
 
 def set_vertex_tier(record: UsageRecord, usage: dict[str, object]) -> None:
     """Set the tier that Vertex AI tells in an answer of OpenAI's shape."""
-    path = "usage.extra_properties"
-    facts = section(section(usage, "extra_properties", path) or {}, "google", f"{path}.google") or {}
+    properties = section(usage, "extra_properties", "usage") or {}
+    facts = section(properties, "google", "usage.extra_properties") or {}
     set_traffic(record, text(facts, "traffic_type"))
 
 
@@ -325,12 +325,10 @@ def cache_writes(details: dict[str, object], path: str) -> tuple[int, int]:
     written = count(details, "cache_write_tokens", path) if "cache_write_tokens" in details else 0
     split = details
     if "cache_write_tokens_details" in details:
-        split = (
-            section(details, "cache_write_tokens_details", f"{path}.cache_write_tokens_details") or details
-        )
+        split = section(details, "cache_write_tokens_details", path) or details
     if split is details and not ("ttl_12h" in details or "ttl_12h_tokens" in details):
         return written, 0
-    short, long = _lived(split, "ttl_30m", path), _lived(split, "ttl_12h", path)
+    short, long = _of_ttl(split, "ttl_30m", path), _of_ttl(split, "ttl_12h", path)
     if details.get("cache_write_tokens") is None:
         return short + long, long
     if short + long > written:
@@ -350,19 +348,19 @@ CLAUDE_WRITES = frozenset(
 
 
 def claude_writes(details: dict[str, object], path: str, usage: dict[str, object]) -> tuple[int, int]:
-    """Cache writes as LiteLLM tells them for Claude: in Anthropic's words, contained in the prompt."""
+    """Cache writes as LiteLLM states them for Claude: in Anthropic's fields, but as a part of the prompt."""
     written = count(usage, "cache_creation_input_tokens", "usage")
     if not written:
         written = count(details, "cache_creation_tokens", path)
     split: dict[str, Any] = {}
     for holder, key in ((details, "cache_creation_token_details"), (usage, "cache_creation")):
-        split = split or section(holder, key, f"{path}.{key}") or {}
+        split = split or section(holder, key, path) or {}
     short = count(split, "ephemeral_5m_input_tokens", path) + count(split, "ephemeral_30m_input_tokens", path)
     long = count(split, "ephemeral_1h_input_tokens", path) + count(split, "ephemeral_12h_input_tokens", path)
     return written or short + long, long
 
 
-def _lived(split: dict[str, object], ttl: str, path: str) -> int:
+def _of_ttl(split: dict[str, object], ttl: str, path: str) -> int:
     return count(split, f"{ttl}_tokens" if f"{ttl}_tokens" in split else ttl, path)
 
 
@@ -378,7 +376,7 @@ def read_modality(
     cached_path = ""
     if inputs.get("cached_tokens_details") is not None:
         cached_path = f"{input_path}.cached_tokens_details"
-        cached = section(inputs, "cached_tokens_details", cached_path) or {}
+        cached = section(inputs, "cached_tokens_details", input_path) or {}
     # Without a function for the three: most payloads have none, and calls are what this would cost.
     if not (
         inputs.get("audio_tokens")

@@ -139,13 +139,13 @@ class _State:
                 self._merge(event)
         elif text(event, "event_type") == "stream-end":
             self._once()
-            self._merge(section(event, "response", "response") or {})
+            self._merge(section(event, "response") or {})
         elif "interaction" in event:
-            self._merge(section(event, "interaction", "interaction") or {})
-            self._merge(section(event, "metadata", "metadata") or {})
+            self._merge(section(event, "interaction") or {})
+            self._merge(section(event, "metadata") or {})
         elif kind == "content_block_start":
-            block = section(event, "content_block", "content_block") or {}
-            to = section(block, "to", "content_block.to") if text(block, "type") == "fallback" else None
+            block = section(event, "content_block") or {}
+            to = section(block, "to", "content_block") if text(block, "type") == "fallback" else None
             if to and text(to, "model"):
                 self.payload["model"] = text(to, "model")
         elif kind == "message_start":
@@ -163,9 +163,9 @@ class _State:
             if {"model": event.get("model")} not in outputs:
                 outputs.append({"model": event.get("model")})
         elif kind == "message-end":
-            delta = section(event, "delta", "delta") or {}
+            delta = section(event, "delta") or {}
             self._merge({"id": event.get("id"), "usage": delta.get("usage")})
-        elif "metadata" in event and "usage" in (metadata := section(event, "metadata", "metadata") or {}):
+        elif "metadata" in event and "usage" in (metadata := section(event, "metadata") or {}):
             self._merge(metadata)
         elif "choices" in event or text(event, "object").endswith(".chunk"):
             self._take_chunk(event)
@@ -183,7 +183,7 @@ class _State:
 
     def _take_chunk(self, event: dict[str, object]) -> None:
         """Chunks of chat: usage under another id than the usage before is another call's."""
-        usage = section(event, "usage", "usage")
+        usage = section(event, "usage")
         if usage:
             response_id = text(event, "id")
             if self._counted and response_id and response_id != self._counted:
@@ -198,7 +198,7 @@ class _State:
         for (delta,) in _fields_of(pieces, "delta"):
             tools = shallow(delta) if delta else None
             if tools and tools.get("executed_tools"):
-                self._take_tools(items(tools, "executed_tools", "choices.delta.executed_tools"))
+                self._take_tools(items(tools, "executed_tools", "choices.delta"))
         self._merge(event)
 
     def _take_candidates(self, event: dict[str, object]) -> None:
@@ -216,7 +216,7 @@ class _State:
             self.payload["candidates"] = [{"groundingMetadata": each} for each in self._grounding.values()]
 
     def _take_tools(self, tools: list[dict[str, object]]) -> None:
-        """Groq tells each tool in a chunk of its own, once when it starts and once with its result."""
+        """Groq sends a chunk for each tool when it starts, and another one with its result."""
         found = self.payload.setdefault("executed_tools", {})
         for tool in tools:
             key = tool.get("index")
@@ -256,14 +256,14 @@ class _State:
     def _start_message(self, event: dict[str, object]) -> None:
         """Anthropic's first event has the input; the output is final with the last message_delta only."""
         message = as_mapping(event.get("message"), "message")
-        usage = section(message, "usage", "message.usage") or {}
+        usage = section(message, "usage", "message") or {}
         self._once()
         self.payload = {**message, "usage": dict(usage)}
         self.api = "anthropic.messages"
         self.complete = False
 
     def _update_usage(self, event: dict[str, object]) -> None:
-        usage = section(event, "usage", "usage")
+        usage = section(event, "usage")
         if usage is not None:
             # The counts are cumulative: they replace, they do not add up.
             kept = self.payload.setdefault("usage", {})
@@ -276,7 +276,7 @@ class _State:
                 kept[key] = value
             self.api = "anthropic.messages"
             self._returned = True
-        delta = section(event, "delta", "delta") or {}
+        delta = section(event, "delta") or {}
         if delta.get("stop_reason") is not None:
             self._stop()
         elif usage is not None:
@@ -289,7 +289,7 @@ class _State:
         self.complete = self.complete or self._returned
 
     def _take_response(self, event: dict[str, object], kind: str) -> None:
-        response = section(event, "response", "response")
+        response = section(event, "response")
         if response is None:
             return
         if kind in ("response.completed", "response.done", "response.incomplete", "response.failed"):
@@ -315,7 +315,7 @@ def _calls_tools(delta: object) -> bool:
     return bool((shallow(delta) or {}).get("tool_calls"))
 
 
-# What is told in parts: all parts together are what was asked, and what was found.
+# Lists that come in parts: the queries and the results are those of all chunks together.
 _GROUNDS = (
     "webSearchQueries",
     "web_search_queries",
@@ -374,7 +374,7 @@ def is_wrapper(payload: dict[str, object]) -> bool:
 
 
 def unwrap(payload: dict[str, object]) -> Unwrapped:
-    """The response inside; the payload itself when it is none of the known wrappers.
+    """The response inside; the payload itself when it is not one of the known wrappers.
 
     Requests of a batch that failed are not billed: their counts are 0, their outcome says why.
     """
@@ -386,7 +386,7 @@ def unwrap(payload: dict[str, object]) -> Unwrapped:
         return Unwrapped(payload)
     if "result" in payload:
         return _anthropic_batch(as_mapping(payload["result"], "result"))
-    response = section(payload, "response", "response") or {}
+    response = section(payload, "response") or {}
     if "custom_id" in payload:
         return _openai_batch(response)
     if text(payload, "type").startswith("response."):
@@ -397,7 +397,7 @@ def unwrap(payload: dict[str, object]) -> Unwrapped:
 
 
 def _anthropic_batch(result: dict[str, object]) -> Unwrapped:
-    message = section(result, "message", "result.message")
+    message = section(result, "message", "result")
     if message is not None:
         return Unwrapped(message, "anthropic.messages", "batch")
     outcome = _OUTCOMES.get(text(result, "type"), Outcome.FAILED)
@@ -405,7 +405,7 @@ def _anthropic_batch(result: dict[str, object]) -> Unwrapped:
 
 
 def _openai_batch(response: dict[str, object]) -> Unwrapped:
-    body = section(response, "body", "response.body") or {}
+    body = section(response, "body", "response") or {}
     if body.get("error") is not None or not body:
         return Unwrapped({}, "openai.chat", "batch", Outcome.FAILED)
     return Unwrapped(body, "", "batch")

@@ -29,7 +29,7 @@ from llm_cost_ops.normalizers.providers import (
 from llm_cost_ops.normalizers.record import set_meter, set_tokens, set_unknown
 from llm_cost_ops.normalizers.streams import fold, fold_all, is_stream, is_wrapper, unwrap
 from llm_cost_ops.normalizers.xai import read_xai_extras
-from llm_cost_ops.rules.providers import canonical_provider
+from llm_cost_ops.rules.providers import provider_named
 from llm_cost_ops.rules.requests import total_tokens
 from llm_cost_ops.wire.coerce import texts
 from llm_cost_ops.wire.errors import DecodeError
@@ -63,7 +63,7 @@ def usage_from_response(
     Raises PayloadError, with `path`, when the payload contradicts itself or has no known shape;
     ValueError for an unknown `api`; TypeError for a field that UsageRecord has not.
     """
-    # The keywords of one call: nobody else has this dict.
+    # The keywords of this call: changing the dict harms no one.
     given: Any = fields
     provider, organization_id = given.pop("provider", None), given.pop("organization_id", "")
     if given:
@@ -86,7 +86,7 @@ def usages_from_response(
     a live session and the responses of several streams each give a record. Further records of one
     response have its idempotency key with their number after it.
     """
-    # The keywords of one call: nobody else has this dict.
+    # The keywords of this call: changing the dict harms no one.
     given: Any = fields
     provider, organization_id = given.pop("provider", None), given.pop("organization_id", "")
     if given:
@@ -129,9 +129,9 @@ _OF_THE_FIRST = frozenset({"model_id", "id", "idempotency_key", "reported_cost",
 
 
 def _parts(payload: dict[str, object]) -> list[dict[str, object]]:
-    breakdown = section(payload, "usage_breakdown", "usage_breakdown")
+    breakdown = section(payload, "usage_breakdown")
     if breakdown is not None:
-        return items(breakdown, "models", "usage_breakdown.models")
+        return items(breakdown, "models", "usage_breakdown")
     return advisor_messages(payload) if payload.get("type") == "message" else svg_calls(payload)
 
 
@@ -169,7 +169,7 @@ def _read(
     except KeyError:
         raise ValueError(f"unknown api {api!r}; known are {', '.join(APIS)}") from None
     if provider:
-        record.provider = canonical_provider(provider)
+        record.provider = provider_named(provider)
         if api == "generic" and not stated and record.provider == "anthropic":
             normalizer = read_messages
     elif api in SHARED_APIS:
@@ -199,7 +199,7 @@ def _read(
     return record
 
 
-# By these an answer of xAI is known, through whichever gateway and in whichever API it came.
+# Fields that only xAI has: they tell its answers, whichever gateway or API they come through.
 _OF_XAI = frozenset(
     (
         "cost_in_usd_ticks",
@@ -213,7 +213,7 @@ _STATED = _OF_XAI | {"cost"}
 
 
 def _read_stated(stated: object, record: UsageRecord) -> None:
-    """What is told alike in whichever API: xAI's tools and cost, a gateway's `cost`."""
+    """Read what is stated in the same way in every API: xAI's tools and cost, a gateway's `cost`."""
     usage = shallow(stated)
     if not usage:
         return
@@ -244,7 +244,7 @@ def _drop_integration(record: UsageRecord) -> None:
         return
     record.requested_model_id = record.requested_model_id or record.model_id
     record.model_id = model
-    provider = canonical_provider(integration)
+    provider = provider_named(integration)
     if not record.provider and provider in NAMES:
         record.provider = provider
 

@@ -31,7 +31,7 @@ def read_vercel(payload: dict[str, object], record: UsageRecord) -> None:
     """A result of generateText, or its `usage` beside a model."""
     record.operation = Operation.CHAT
     set_identity(record, payload)
-    usage = section(payload, "usage", "usage")
+    usage = section(payload, "usage")
     if usage is None:
         set_unknown(record)
         return
@@ -70,7 +70,7 @@ def _side(usage: dict[str, Any], side: str, before: str) -> tuple[dict[str, obje
             "reasoningTokens": found.get("reasoning"),
         }
         return renamed, counted(found, "total", f"usage.{key}")
-    details = section(usage, f"{side}TokenDetails", f"usage.{side}TokenDetails") or {}
+    details = section(usage, f"{side}TokenDetails", "usage") or {}
     return details, counted(usage, key if has(usage, key) else before, "usage")
 
 

@@ -38,7 +38,7 @@ _XAI_CALLS = {
 
 
 def read_xai_chat(payload: dict[str, object], record: UsageRecord) -> None:
-    """xAI: reasoning tested against the total. What any API of theirs states is read by `read_xai_extras`."""
+    """The chat of xAI: the total tells whether reasoning is in the completion. See also `read_xai_extras`."""
     read_chat(payload, record, xai_output)
 
 

@@ -13,7 +13,7 @@ __all__ = [
     "split_units",
 ]
 
-# Whose rate prices a meter that has none of its own, in order.
+# For a meter without a rate: the meters whose rate prices it instead, in this order.
 RATE_FALLBACKS: dict[str, tuple[str, ...]] = {
     "CACHE_READ": ("INPUT",),
     "CACHE_READ_AUDIO": ("CACHE_READ", "INPUT_AUDIO", "INPUT"),

@@ -5,7 +5,6 @@ Nothing here reads or changes the caller's decimal context.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, Rounded
 
@@ -14,7 +13,6 @@ __all__ = [
     "UNITS",
     "divide_half_even",
     "from_units",
-    "parse_decimal",
     "plain",
     "product",
     "ratio_of",
@@ -37,7 +35,6 @@ _divide = Context(prec=28, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[Rounded]).divide
 _PER_ONE = Decimal(UNITS)
 # The count as a Decimal; TypeError for a float. The bare method, since every line of a cost needs it.
 whole: Callable[[int], Decimal] = _context.plus
-_GRAMMAR = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?", re.ASCII)
 
 
 def divide_half_even(numerator: int, denominator: int) -> int:
@@ -93,10 +90,3 @@ def product(values: Iterable[Decimal]) -> Decimal:
 def thousandths(count: int) -> Decimal:
     """So many 1/1000, as milliseconds are of a second."""
     return plain(_multiply(count, _MILLI))
-
-
-def parse_decimal(text: str) -> Decimal:
-    """A number in plain notation, of at most 18 digits before and 18 after the point; else ValueError."""
-    if not _GRAMMAR.fullmatch(text):
-        raise ValueError(f"{text[:60]!r} is not a plain decimal number of at most 18 + 18 digits")
-    return Decimal(text)

@@ -436,12 +436,12 @@ class PriceBook:
         if capacity < 1:
             raise ValueError("the capacity must be at least 1")
         self._reported = frozenset(map(canonical_provider, reported_providers))
-        self._edition = _Snapshot(sources, cards, provider_fallbacks, capacity)
+        self._snapshot = _Snapshot(sources, cards, provider_fallbacks, capacity)
 
     @property
     def cards(self) -> tuple[RateCard, ...]:
         """The cards beside those of the sources, as they were given."""
-        return self._edition.cards
+        return self._snapshot.cards
 
     def price(self, record: UsageRecord, *, at: datetime | None = None) -> Priced:
         """What the record costs by the card that holds at its timestamp, or at `at` where given.
@@ -465,7 +465,7 @@ class PriceBook:
                 break
         else:
             return _reported(record) if stated else (None, _NO_PRICE)
-        compiled = choice.compiled or self._edition.compiled(choice)
+        compiled = choice.compiled or self._snapshot.compiled(choice)
         units, status = compiled.total(record)
         if status is _PRICED:
             return units, choice.plain or choice.pricing(status, False, ())
@@ -485,9 +485,9 @@ class PriceBook:
             record.region,
             record.speed,
         )
-        edition = self._edition
-        plan = edition.plans.get(key)
-        return edition.plan(key) if plan is None else plan
+        snapshot = self._snapshot
+        plan = snapshot.plans.get(key)
+        return snapshot.plan(key) if plan is None else plan
 
     def choose(
         self, record: UsageRecord, *, at: datetime | None = None
@@ -496,7 +496,7 @@ class PriceBook:
         at = _moment(record, at)
         for choice in self.plan_of(record):
             if choice.since <= at < choice.until and (not choice.windowed or choice.candidate.holds(at)):
-                return choice.compiled or self._edition.compiled(choice), choice.fallbacks
+                return choice.compiled or self._snapshot.compiled(choice), choice.fallbacks
         return None
 
     def is_reported(self, record: UsageRecord) -> bool:

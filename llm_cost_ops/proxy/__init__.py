@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from llm_cost_ops.proxy.limits import ProxyLimits
     from llm_cost_ops.proxy.running import asgi_app, serve
 
-_HOMES = {"ProxyLimits": "limits", "asgi_app": "running", "serve": "running"}
+_NAMES = {"limits": "ProxyLimits", "running": "asgi_app serve"}
 
 __all__ = ["ProxyLimits", "asgi_app", "serve"]
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = load_by_name(__name__, _HOMES)
+    __getattr__, __dir__ = load_by_name(__name__, _NAMES)

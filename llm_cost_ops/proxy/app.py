@@ -15,8 +15,9 @@ from llm_cost_ops.instrumentation.providers import api_of, bedrock_model
 from llm_cost_ops.proxy.attribution import stated_of, trace_of
 from llm_cost_ops.proxy.callers import Callers
 from llm_cost_ops.proxy.limits import ProxyLimits, RefusedError
-from llm_cost_ops.proxy.passing import Passing, Receive, Scope, Send
+from llm_cost_ops.proxy.passing import Passing
 from llm_cost_ops.proxy.upstreams import RESERVED, Upstream
+from llm_cost_ops.server.calls import Receive, Scope, Send
 
 __all__ = ["ProxyApp"]
 

@@ -45,7 +45,7 @@ class Callers:
             raise ConfigurationError(f"keys: {error.message}", parameter="keys") from error
 
     async def organization(self, api_key: str, named: str, default: str) -> str:
-        """The organization to record a call for; "" where nobody says one.
+        """The organization to record a call for; "" if none is known.
 
         `named` is what the request names and `default` what the proxy has for those that name none.
         RefusedError for a key that is not in force, that may not record, or that is another organization's.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 import httpcore
 
@@ -15,14 +14,10 @@ from llm_cost_ops.instrumentation.calls import PROVIDER_HEADER, Call, Options
 from llm_cost_ops.proxy.attribution import PREFIX
 from llm_cost_ops.proxy.limits import ProxyLimits, RefusedError
 from llm_cost_ops.proxy.upstreams import Answer, Headers, Upstream
+from llm_cost_ops.server.calls import Receive, Scope, Send
 from llm_cost_ops.transports.net.bodies import BoundedBody
 
-__all__ = ["Passing", "Receive", "Scope", "Send"]
-
-# Of ASGI.
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+__all__ = ["Passing"]
 
 Content = bytes | AsyncIterator[bytes]
 

@@ -50,6 +50,8 @@ class Table:
     def to_polars(self, *, floats: bool = False) -> pl.DataFrame:
         """The rows as a DataFrame of polars: amounts are of its Decimal, exactly, or with `floats` Float64.
 
+        Maps, such as labels, are structs; those that are empty are missing.
+
         Raises ImportError when polars is not installed.
         """
         return to_polars(self.to_dicts(), floats=floats)
@@ -97,7 +99,9 @@ def to_pandas(rows: list[Row], *, floats: bool = False) -> pd.DataFrame:
 def to_polars(rows: list[Row], *, floats: bool = False) -> pl.DataFrame:
     """The rows as a DataFrame of polars."""
     frames = _library("polars", "to_polars")
-    frame: pl.DataFrame = frames.DataFrame(_floated(rows) if floats else rows, infer_schema_length=None)
+    # A struct without fields can't be written as Parquet.
+    filled = [{name: None if value == {} else value for name, value in row.items()} for row in rows]
+    frame: pl.DataFrame = frames.DataFrame(_floated(filled) if floats else filled, infer_schema_length=None)
     return frame
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llm_cost_ops.rpc.context import Metadata
 
 __all__ = [
+    "HTTP_STATUS",
     "OVERLOADED",
     "RESPONSE_TOO_LARGE",
     "STATUS_BY_REASON",
@@ -143,6 +144,27 @@ class RpcError(Exception):
         details = "; ".join(f"{v.field}: {v.description}" for v in self.violations)
         return f"{self.code.name}: {self.message}" + (f" ({details})" if details else "")
 
+
+HTTP_STATUS: dict[StatusCode, int] = {
+    StatusCode.OK: 500,
+    StatusCode.CANCELLED: 499,
+    StatusCode.UNKNOWN: 500,
+    StatusCode.INVALID_ARGUMENT: 400,
+    StatusCode.DEADLINE_EXCEEDED: 504,
+    StatusCode.NOT_FOUND: 404,
+    StatusCode.ALREADY_EXISTS: 409,
+    StatusCode.PERMISSION_DENIED: 403,
+    StatusCode.RESOURCE_EXHAUSTED: 429,
+    StatusCode.FAILED_PRECONDITION: 400,
+    StatusCode.ABORTED: 409,
+    StatusCode.OUT_OF_RANGE: 400,
+    StatusCode.UNIMPLEMENTED: 501,
+    StatusCode.INTERNAL: 500,
+    StatusCode.UNAVAILABLE: 503,
+    StatusCode.DATA_LOSS: 500,
+    StatusCode.UNAUTHENTICATED: 401,
+}
+"""The HTTP status of an error by its code; one that says OK is the server's own mistake."""
 
 STATUS_BY_REASON: dict[str, tuple[StatusCode, int]] = {
     "STORAGE_FULL": (StatusCode.RESOURCE_EXHAUSTED, 507),

@@ -17,24 +17,17 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.rpc.status import RpcError, Violation, violations_text
-from llm_cost_ops.rules.currencies import is_currency
-from llm_cost_ops.rules.meters import METER_NAME, TOKEN_METERS
+from llm_cost_ops.rules.currencies import CURRENCIES, CURRENCY_RULE
+from llm_cost_ops.rules.meters import METER_NAME, METER_RULE, PRICE_FIELDS, TOKEN_METERS
 from llm_cost_ops.rules.times import parse_end, parse_start
 from llm_cost_ops.wire.validation import check_between, no_member
 
-__all__ = ["PRICE_FIELDS", "card_error", "check_card", "clock_seconds", "overlap_of"]
+__all__ = ["card_error", "check_card", "clock_seconds", "overlap_of"]
 
 _CLOCK = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?", re.ASCII)
 _URL = re.compile(r"https?://[^\s/?#]+([/?#]\S*)?", re.IGNORECASE)
 _DAY = 86400
 _EXACT = Context(prec=60)
-# Fields of a price, their meters, and what makes them a price of a million.
-PRICE_FIELDS = (
-    ("input_price_per_1k", "INPUT", 3),
-    ("output_price_per_1k", "OUTPUT", 3),
-    ("input_price_per_million", "INPUT", 0),
-    ("output_price_per_million", "OUTPUT", 0),
-)
 
 _Found = Iterator[tuple[str, str]]
 
@@ -55,8 +48,8 @@ def check_card(card: RateCard | CreatePriceRequest, path: str, violations: list[
 
 
 def _currency_rules(card: RateCard | CreatePriceRequest) -> _Found:
-    if card.currency and not is_currency(card.currency):
-        yield "currency", "must be a currency code of ISO 4217, such as USD"
+    if card.currency and card.currency not in CURRENCIES:
+        yield "currency", CURRENCY_RULE
 
 
 def _name_rules(card: RateCard | CreatePriceRequest) -> _Found:
@@ -67,7 +60,7 @@ def _name_rules(card: RateCard | CreatePriceRequest) -> _Found:
 
 
 def _source_rules(card: RateCard | CreatePriceRequest) -> _Found:
-    # Of new cards only: one that is there keeps its price, whatever it says of where that was published.
+    # For new cards only: a card that exists keeps its price, whatever its source_url is.
     if isinstance(card, CreatePriceRequest) and card.source_url and not _URL.fullmatch(card.source_url):
         yield "source_url", "must be a URL that begins with http:// or https://"
 
@@ -157,7 +150,7 @@ def _rates_rules(card: RateCard | CreatePriceRequest) -> _Found:
 
 def _rate_rules(prefix: str, rate: Rate) -> _Found:
     if rate.meter and not METER_NAME.fullmatch(rate.meter):
-        yield prefix + "meter", "must be a letter, then letters, digits or _ . : / -, at most 64 in all"
+        yield prefix + "meter", METER_RULE
     if (rule := _price_rule(rate.price)) is not None:
         yield prefix + "price", rule
     if not rate.per and rate.meter.upper() not in TOKEN_METERS:

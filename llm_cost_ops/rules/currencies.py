@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CURRENCIES", "is_currency"]
+__all__ = ["CURRENCIES", "CURRENCY_RULE"]
 
 CURRENCIES = frozenset(
     (
@@ -17,7 +17,4 @@ CURRENCIES = frozenset(
     ).split()
 )
 
-
-def is_currency(code: str) -> bool:
-    """Whether it is a code of a currency, in capitals."""
-    return code in CURRENCIES
+CURRENCY_RULE = "must be a currency code of ISO 4217, such as USD"

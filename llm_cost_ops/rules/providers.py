@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
-__all__ = ["PROVIDER_FALLBACKS", "canonical_provider", "provider_at", "served_by"]
+__all__ = ["PROVIDER_FALLBACKS", "canonical_provider", "provider_at", "provider_named", "served_by"]
 
 _ALIASES = {
     "vertex": "google",
@@ -83,7 +83,15 @@ PROVIDER_FALLBACKS: Mapping[str, tuple[str, ...]] = {
 
 @lru_cache(maxsize=1024)
 def canonical_provider(name: str) -> str:
-    """The one name of a provider: known aliases are folded, any other name is put in lower case."""
+    """The one name of a provider: known aliases are folded, any other name is put in lower case.
+
+    Names are kept: of one that no rule has bounded yet, ask `provider_named`.
+    """
+    return provider_named(name)
+
+
+def provider_named(name: str) -> str:
+    """The same, and nothing is kept: a name may be as long as the file that it is from."""
     lowered = name.strip().lower()
     return _ALIASES.get(lowered, lowered)
 
@@ -100,5 +108,5 @@ def provider_at(host: str) -> str:
 
 def served_by(stated: str, host: str) -> str:
     """Who serves a call, by what its instrument says: many say openai of all who speak OpenAI's API."""
-    provider = canonical_provider(stated)
+    provider = provider_named(stated)
     return provider_at(host.lower()) or provider if provider == "openai" else provider

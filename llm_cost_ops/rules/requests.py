@@ -36,12 +36,13 @@ from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 from llm_cost_ops.rpc.status import RpcError, Violation, invalid_arguments, violations_text
-from llm_cost_ops.rules.cards import PRICE_FIELDS, check_card
-from llm_cost_ops.rules.currencies import is_currency
-from llm_cost_ops.rules.meters import METER_NAME, TOKEN_METERS
+from llm_cost_ops.rules.cards import check_card
+from llm_cost_ops.rules.currencies import CURRENCIES, CURRENCY_RULE
+from llm_cost_ops.rules.meters import METER_NAME, METER_RULE, PRICE_FIELDS, TOKEN_METERS
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.times import instant
 from llm_cost_ops.wire.errors import DecodeError
+from llm_cost_ops.wire.json import to_utc
 from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
 from llm_cost_ops.wire.validation import WRONG_VALUE, check_between, check_text, entry, refuse_unknown
 
@@ -56,7 +57,6 @@ __all__ = [
     "check_record",
     "check_usage",
     "corrected",
-    "in_utc",
     "is_ahead",
     "is_as_kept",
     "keeps_unknown",
@@ -140,7 +140,7 @@ class Validation:
 
 def keeps_unknown(metadata: Metadata) -> bool:
     """Whether a call asks for its unknown fields to be kept."""
-    # Mostly nobody says anything, and that is found out in a moment.
+    # Most calls don't ask, and looking for the pair is fast.
     return _KEEP in metadata.pairs and metadata.get(UNKNOWN_FIELDS) == "keep"
 
 
@@ -172,7 +172,7 @@ def check_usage(
 ) -> None:
     """Add every rule between fields that the record breaks; `path` is where the record stands, "" for alone.
 
-    `now` is the time that a timestamp may exceed by at most CLOCK_SKEW; None transports that unchecked.
+    `now` is the time that a timestamp may exceed by at most CLOCK_SKEW; None leaves that unchecked.
     """
     try:
         read = record.input_tokens or 0
@@ -228,15 +228,15 @@ def _text_rules(record: UsageRecord) -> _Found:
         yield "trace_id", "must be 32 hexadecimal digits"
     if record.span_id and not _SPAN.fullmatch(record.span_id):
         yield "span_id", "must be 16 hexadecimal digits"
-    if record.reported_currency and not is_currency(record.reported_currency):
-        yield "reported_currency", "must be a currency code of ISO 4217, such as USD"
+    if record.reported_currency and record.reported_currency not in CURRENCIES:
+        yield "reported_currency", CURRENCY_RULE
 
 
 def _token_rules(record: UsageRecord) -> _Found:
     read, written = record.input_tokens or 0, record.output_tokens or 0
     cached, stored = record.cached_tokens, record.cache_write_tokens
     if any(type(count) is not int for count in (read, written, cached, stored)):
-        # Told already, and no measure for the others.
+        # The wrong type is named already, and the rules below would compare with it.
         return
     if record.total_tokens is not None and record.total_tokens != read + written:
         rule = f"must be input_tokens + output_tokens ({read + written})"
@@ -287,7 +287,7 @@ def _meter_rules(record: UsageRecord) -> _Found:
         field = entry("meters", key)
         meter = "AUDIO_SECONDS" if key == "audio_ms" else key.upper()
         if not METER_NAME.fullmatch(key):
-            yield field, "must be a letter, then letters, digits or _ . : / -, at most 64 in all"
+            yield field, METER_RULE
         elif meter in TOKEN_METERS:
             yield field, "must not count tokens: they have fields of their own"
         elif meter in names:
@@ -377,7 +377,7 @@ def as_kept(sent: UsageRecord, provider: str = "") -> UsageRecord:
         kept.quality = UsageQuality.UNKNOWN
     moment = kept.timestamp
     if moment is not None and moment.tzinfo is not UTC:
-        kept.timestamp = in_utc(moment)
+        kept.timestamp = to_utc(moment)
     return kept
 
 
@@ -393,13 +393,6 @@ def is_as_kept(sent: UsageRecord, provider: str) -> bool:
         and sent.estimated_cost is None
         and sent.cost_status is _NO_STATUS
     )
-
-
-def in_utc(moment: datetime) -> datetime:
-    """The same moment in UTC, which is also the zone of a naive one."""
-    if moment.tzinfo is UTC:
-        return moment
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def usage_error(record: UsageRecord) -> ValidationError:
@@ -443,7 +436,7 @@ def _submit_at_any_time(
         check_record(request.usage, "", None, found, keep_unknown)
         if not found:
             return
-    # It is refused whatever its time is, and then that is said as well.
+    # It is refused in any case: now name what is wrong with its time, too.
     _submit(request, context, violations, keep_unknown)
 
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from llm_cost_ops.server.limits import AsgiLimits
     from llm_cost_ops.server.running import asgi_app, serve
 
-_HOMES = {"AsgiLimits": "limits", "asgi_app": "running", "serve": "running"}
+_NAMES = {"limits": "AsgiLimits", "running": "asgi_app serve"}
 
 __all__ = ["AsgiLimits", "asgi_app", "serve"]
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = load_by_name(__name__, _HOMES)
+    __getattr__, __dir__ = load_by_name(__name__, _NAMES)

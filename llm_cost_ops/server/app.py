@@ -1,4 +1,4 @@
-"""The process that serves: it binds, tells where, and drains when it is told to stop."""
+"""Runs listeners in a process: they bind, and drain when the process is told to stop."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ async def serve(
         (signal.SIGTERM, signal.SIGINT), lambda: hurry.set() if stop.is_set() else stop.set()
     )
     if reload is not None:
-        # Else the end of a terminal ends the server, as ever.
+        # Without one, SIGHUP keeps its usual effect: the end of a terminal ends the server.
         handlers[signal.SIGHUP] = reload
     with _signals(handlers):
         try:

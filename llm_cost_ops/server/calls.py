@@ -1,4 +1,4 @@
-"""What a listener tells of each call that it answered, for metrics and the access log."""
+"""What a listener reports of each call that it answered, for metrics and the access log."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Traffic:
     def http_call(
         self, context: CallContext | None, request_id: str, seconds: float, *, pages: bool
     ) -> ServedCall:
-        """What is told of a request over HTTP; `context` is None for one that reached no method."""
+        """The report of a request over HTTP; `context` is None for one that reached no method."""
         method = "pages" if pages else "other" if context is None else context.method.full_name
         key_id = "" if context is None else actor_of(context)
         status = self.status or "499"
@@ -92,7 +92,7 @@ class Traffic:
     def grpc_call(
         self, context: CallContext | None, method: str, request_id: str, seconds: float
     ) -> ServedCall:
-        """What is told of a call over gRPC."""
+        """The report of a call over gRPC."""
         key_id = "" if context is None else actor_of(context)
         return ServedCall("grpc", method, self.status, seconds, request_id, key_id, self.received, self.sent)
 

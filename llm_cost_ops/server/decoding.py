@@ -357,7 +357,7 @@ def _json_item(batch: Batch, data: bytes, start: int, stop: int, limit: int, ind
         return batch.item.decode_json(item, unique=True)
     except DecodeError as error:
         if not is_json(item):
-            # Where it ends can't be told, nor what follows.
+            # So it is not known where it ends, and what follows it.
             error.within(f"{batch.field}[{index}]")
             raise
         return _undecoded(batch, error.reason, error.path)

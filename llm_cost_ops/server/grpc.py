@@ -125,10 +125,10 @@ class GrpcServer:
     async def start(self) -> str:
         """Bind and accept; the address really bound. Raises OSError when that can't be."""
         limits = self._limits
-        # Over our own limit a call is told when to come again; over this, grpcio cuts it off.
+        # Above our limit a call is refused with a hint when to retry; above this, grpcio cuts it off.
         most = BACKLOG * limits.max_concurrent_calls
         server = grpc.aio.server(options=limits.options(), maximum_concurrent_rpcs=most)
-        server.add_generic_rpc_handlers(self._listeners())
+        server.add_generic_rpc_handlers(self._handlers())
         address = self._bind(server)
         self._server = server
         await server.start()
@@ -142,8 +142,8 @@ class GrpcServer:
         for streams in self._streams:
             streams.stop()
         stopping = asyncio.create_task(server.stop(grace))
-        # A call that reaches grpcio from now on is handed to nobody, yet waited for until the grace ends:
-        # once those that were handed on are done, that is cut short.
+        # grpcio hands on no call that comes from now on, yet waits for it until the grace ends: once the
+        # calls that were handed on are done, the wait is cut short.
         await asyncio.wait([stopping], timeout=_SETTLING)
         calls = [self._in_flight, *(each.open for each in self._streams)]
         while any(each.count for each in calls) and not stopping.done():
@@ -166,7 +166,7 @@ class GrpcServer:
                 self._listen(server, f"unix:{self._uds}")
             return f"unix:{self._uds}"
         host = f"[{self._host}]" if ":" in self._host else self._host
-        # grpcio says no more than that it can't, and writes lines of its own to standard error.
+        # grpcio would not say why it can't listen, and would write to standard error.
         tcp_listener(self._host, self._port).close()
         port = self._listen(server, f"{host}:{self._port}")
         return f"{'grpc' if self._credentials is None else 'grpcs'}://{host}:{port}"
@@ -179,7 +179,7 @@ class GrpcServer:
         except RuntimeError as error:
             raise OSError(errno.EADDRINUSE, f"can't listen there: {error}", address) from None
 
-    def _listeners(self) -> tuple[grpc.GenericRpcHandler, ...]:
+    def _handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
         for method in self._handler.methods.values():
             handlers = services.setdefault(method.service, {})

@@ -146,12 +146,11 @@ class _Request:
             metadata.set(UNKNOWN_FIELDS, self.unknown_fields)
         unary = method.cardinality is Cardinality.UNARY_UNARY
         seconds = self.limits.call_timeout if unary else self.limits.stream_timeout
-        asked = self.text(DEADLINE_HEADER)
-        if asked:
-            asked_seconds = decode_timeout(asked)
-            if asked_seconds is None:
+        if stated := self.text(DEADLINE_HEADER):
+            asked = decode_timeout(stated)
+            if asked is None:
                 raise _refused(400, f"{DEADLINE_HEADER} must be digits and a unit, such as 1500m")
-            seconds = min(seconds, asked_seconds)
+            seconds = min(seconds, asked)
         self.call = CallContext(
             method,
             runtime,

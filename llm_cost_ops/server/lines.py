@@ -164,11 +164,11 @@ class StreamAnswer:
             error = RpcError(StatusCode.INTERNAL, "internal error")
         log_failure(error, context.request_id)
         status, _, body = error_to_response(error, context.request_id)
-        asked_seconds: dict[str, Any] = msgspec.json.decode(body)
-        asked_seconds["error"]["status"] = status
+        answer: dict[str, Any] = msgspec.json.decode(body)
+        answer["error"]["status"] = status
         if error.retry_after is not None:
-            asked_seconds["error"]["retry_after"] = error.retry_after
-        return msgspec.json.encode(asked_seconds) + b"\n"
+            answer["error"]["retry_after"] = error.retry_after
+        return msgspec.json.encode(answer) + b"\n"
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -151,7 +151,7 @@ class _Latencies:
 
     def samples(self, names: Labels, values: Labels) -> Iterator[Sample]:
         total = 0
-        for bound, count in zip((*map(_number, BUCKETS), "+Inf"), self.counts, strict=True):
+        for bound, count in zip((*map(repr, BUCKETS), "+Inf"), self.counts, strict=True):
             total += count
             yield "_bucket", (*names, "le"), (*values, bound), total
         yield "_sum", names, values, self.seconds
@@ -332,12 +332,8 @@ def _of_process() -> dict[str, list[tuple[Labels, float]]]:
 def _line(name: str, sample: Sample) -> str:
     suffix, names, values, value = sample
     pairs = ",".join(f'{label}="{_escaped(text)}"' for label, text in zip(names, values, strict=True))
-    return f"{name}{suffix}{f'{{{pairs}}}' if pairs else ''} {_number(value)}"
+    return f"{name}{suffix}{f'{{{pairs}}}' if pairs else ''} {value!r}"
 
 
 def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def _number(value: float) -> str:
-    return repr(value)

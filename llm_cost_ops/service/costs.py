@@ -16,7 +16,6 @@ from llm_cost_ops._gen.messages import (
     GetCostResponse,
     GetCostSummaryRequest,
     GetCostSummaryResponse,
-    RateCard,
     RepriceDifference,
     RepriceReport,
     RepriceUsageRequest,
@@ -25,7 +24,6 @@ from llm_cost_ops._gen.messages import (
     VerifyCostRequest,
     VerifyCostResponse,
 )
-from llm_cost_ops.catalog.load import load_catalog
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.ledger import Ledger, Position
 from llm_cost_ops.ledger.encoding import check_record_cost
@@ -35,11 +33,10 @@ from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.money import from_units, to_units
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.rules.requests import in_utc
 from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, bucket_label, buckets_around, parse_end
 from llm_cost_ops.service.access.tenancy import actor_of, organization_of
 from llm_cost_ops.service.pages import filter_of
-from llm_cost_ops.service.prices import Prices, catalog_card
+from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.retention import unknown_record
 from llm_cost_ops.service.sums import (
     Total,
@@ -49,6 +46,7 @@ from llm_cost_ops.service.sums import (
     key_list,
     summed,
 )
+from llm_cost_ops.wire.json import to_utc
 
 __all__ = ["CostService", "reprice", "verify"]
 
@@ -78,7 +76,7 @@ class CostService:
         now = context.now()
         book = await self._prices.refresh(context)
         record = copy.copy(request.usage)
-        record.timestamp = now if record.timestamp is None else in_utc(record.timestamp)
+        record.timestamp = now if record.timestamp is None else to_utc(record.timestamp)
         cost = cost_by(book, record)
         if cost.total_cost is not None:
             check_record_cost(to_units(cost.total_cost), cost.currency)
@@ -165,17 +163,13 @@ async def verify(
 ) -> CostVerification:
     """What was recorded, with the lines where they explain it, and what was calculated anew.
 
-    The card is the one that the ledger kept with the cost; for costs older than that, the card of the
-    same id, version and origin that the ledger or the catalog has. NOT_FOUND without such a record.
+    The card is the one that the ledger kept with the cost. NOT_FOUND without such a record.
     """
     found = await ledger.get_cost(organization_id, usage_id, context)
     if found is None:
         raise await unknown_record(ledger, organization_id, usage_id, context)
     recorded = _stored(found)
-    card = found.card
-    if card is None and found.card_id:
-        card = await _look_up(ledger, found, context)
-    recomputed, reason = _recomputed(found, card)
+    recomputed, reason = _recomputed(found)
     if recomputed is not None:
         for name in ("id", "usage_id", "revision", "calculated_at", "revision_kind", "revision_reason"):
             setattr(recomputed, name, getattr(recorded, name))
@@ -207,16 +201,9 @@ def _stored(found: Recorded) -> CostRecord:
     )
 
 
-async def _look_up(ledger: Ledger, found: Recorded, context: CallContext) -> RateCard | None:
-    card = await ledger.get_card(found.card_id, context)
-    if card is not None and card.version == found.card_version:
-        return card
-    return catalog_card(found.card_id, found.card_version, found.origin_version)
-
-
-def _recomputed(found: Recorded, card: RateCard | None) -> tuple[CostRecord | None, str]:
-    """The cost by the card, or why there is none."""
-    record = found.record
+def _recomputed(found: Recorded) -> tuple[CostRecord | None, str]:
+    """The cost by the card that was kept, or why there is none."""
+    record, card = found.record, found.card
     was_reported = found.status == CostStatus.VOIDED and not found.card_id and found.units is not None
     if found.status == CostStatus.REPORTED or was_reported:
         return calculate_cost(record, None, reported_providers={record.provider}), ""
@@ -225,12 +212,8 @@ def _recomputed(found: Recorded, card: RateCard | None) -> tuple[CostRecord | No
         cost.currency = found.currency
         return cost, ""
     if card is None:
-        origin = f", {found.origin_version}" if found.origin_version else ""
-        return None, (
-            f"the price card {found.card_id} (version {found.card_version}{origin}) is not known any more; "
-            f"the catalog in force is {load_catalog().version}"
-        )
-    if found.digest and card_digest(card) != found.digest:
+        return None, f"the price card {found.card_id} was not kept with the record"
+    if card_digest(card) != found.digest:
         return None, f"the price card {found.card_id} that was kept is not the one that priced the record"
     try:
         return calculate_cost(record, card, fallbacks=found.fallbacks), ""

@@ -159,7 +159,7 @@ async def export(
         records, after = await ledger.list_usage(
             where, "timestamp", order == "desc", _PAGE, after, None, context
         )
-        # Asked after it, so that a removal while this runs is told too.
+        # Asked after the list, so that a removal in between is reported too.
         missing = None if where.start is None else await removed_before(ledger, where, context)
         if missing is not None:
             whose = ", ".join(where.organization_ids) or "some organizations"

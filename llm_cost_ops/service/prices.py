@@ -25,7 +25,7 @@ def catalog_card(card_id: str, version: int, origin_version: str) -> RateCard | 
 
 
 class Prices:
-    """A price book that follows the store, whoever wrote to it."""
+    """A price book that follows the ledger's cards, whichever process added them."""
 
     def __init__(self, ledger: Ledger, reported_providers: Collection[str] = REPORTED_PROVIDERS) -> None:
         self._ledger = ledger
@@ -37,12 +37,12 @@ class Prices:
         """Take in cards that were added since, by this process or another, and give the book."""
         revision = await self._ledger.cards_revision(context)
         if revision != self.in_force[0]:
-            # Replaced as a whole, so that nobody takes one book for another's revision.
+            # Both are replaced at once, so that a book is never taken for that of another revision.
             self.in_force = revision, self._book(await self._ledger.all_cards(context))
         return self.in_force[1]
 
     async def book_as_of(self, moment: datetime | None, context: CallContext) -> PriceBook:
-        """A book of its own, that stays as it is, without the cards that were created after a moment."""
+        """A separate book that does not change, without the cards that were created after a moment."""
         cards = await self._ledger.all_cards(context)
         if moment is not None:
             cards = [card for card in cards if card.created_at is None or card.created_at <= moment]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from decimal import Context, Decimal
+from decimal import Context
 from hashlib import blake2b
 
 import msgspec
@@ -25,16 +25,16 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops.catalog.load import CardEntry, Catalog, load_catalog
 from llm_cost_ops.ledger import Ledger
+from llm_cost_ops.pricing.cards import set_prices
 from llm_cost_ops.pricing.money import plain
 from llm_cost_ops.rpc.context import CallContext, uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
-from llm_cost_ops.rules.cards import PRICE_FIELDS
+from llm_cost_ops.rules.meters import PRICE_FIELDS
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.times import parse_end, parse_start
 from llm_cost_ops.service.access.tenancy import actor_of, allowed_organizations, may_access
 from llm_cost_ops.service.pages import Page
 from llm_cost_ops.service.prices import Prices
-from llm_cost_ops.wire.decimals import from_text
 from llm_cost_ops.wire.json import builtin_value
 from llm_cost_ops.wire.unknown import Unknown
 from llm_cost_ops.wire.validation import no_member
@@ -108,14 +108,11 @@ class PricingService:
         providers = {canonical_provider(provider) for provider in request.provider}
         models = set(request.model_id)
         at = parse_start(request.active_at, field="active_at") if request.active_at else None
+        allowed = allowed_organizations(context)
         organizations = {"", request.organization_id}
         if not request.organization_id:
-            organizations.update(allowed_organizations(context) or ())
-        everyones = (
-            context.principal is not None
-            and allowed_organizations(context) is None
-            and not request.organization_id
-        )
+            organizations.update(allowed or ())
+        everyones = allowed is None and not request.organization_id
         if not request.origin.known:
             # Taken for none it would widen the list.
             raise invalid_argument("origin", no_member(request.origin.value, PriceOrigin))
@@ -186,9 +183,8 @@ def _card(request: CreatePriceRequest, now: datetime) -> RateCard:
         price = getattr(request, field)
         if price is not None:
             rates.append(Rate(meter=meter, price=plain(_EXACT.scaleb(price, thousands)), per=1_000_000))
-    by_meter = {rate.meter: rate for rate in rates}
     start = parse_start(request.effective_date, field="effective_date") if request.effective_date else now
-    return RateCard(
+    card = RateCard(
         id=uuid7(),
         provider=canonical_provider(request.provider),
         model_id=request.model_id,
@@ -211,24 +207,9 @@ def _card(request: CreatePriceRequest, now: datetime) -> RateCard:
         version=1,
         created_at=now,
         updated_at=now,
-        input_price_per_1k=_price_of(1_000, by_meter.get("INPUT")),
-        output_price_per_1k=_price_of(1_000, by_meter.get("OUTPUT")),
-        input_price_per_million=_price_of(1_000_000, by_meter.get("INPUT")),
-        output_price_per_million=_price_of(1_000_000, by_meter.get("OUTPUT")),
     )
-
-
-def _price_of(count: int, rate: Rate | None) -> Decimal | None:
-    """The price of so many tokens; None where 18 digits on either side of the point can't say it exactly."""
-    if rate is None:
-        return None
-    per = Decimal(rate.per or 1_000_000)
-    price = plain(_EXACT.divide(_EXACT.multiply(rate.price, Decimal(count)), per))
-    try:
-        exact = _EXACT.multiply(rate.price, Decimal(count)) == _EXACT.multiply(from_text(f"{price:f}"), per)
-    except ValueError:
-        return None
-    return price if exact else None
+    set_prices(card)
+    return card
 
 
 def _unknown(value: object) -> object:

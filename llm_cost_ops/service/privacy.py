@@ -12,7 +12,7 @@ __all__ = ["PrivacyService"]
 
 
 class PrivacyService:
-    """Goes through all records, some at a time, so that whoever writes waits for milliseconds."""
+    """Erases users: some records at a time, so that other writers wait for milliseconds only."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger

@@ -95,7 +95,7 @@ def _cutoff(days: int, now: datetime) -> datetime:
 async def removed_before(ledger: Ledger, where: Filter, context: CallContext) -> datetime | None:
     """The moment before which a list by a filter lacks records; None where it lacks none.
 
-    To be asked after the list was made: what was removed in between is told then.
+    To be asked after the list was made, so that a removal in between is reported too.
     """
     moments = [
         each.removed_before
@@ -108,7 +108,7 @@ async def removed_before(ledger: Ledger, where: Filter, context: CallContext) ->
 async def unknown_record(
     ledger: Ledger, organization_id: str, usage_id: str, context: CallContext
 ) -> RpcError:
-    """NOT_FOUND for a record; whether it may have been removed is said too."""
+    """NOT_FOUND for a record; it also says whether retention may have removed it."""
     message = f"there is no usage record {usage_id!r} of {organization_id!r}"
     for each in await _retentions(ledger, [organization_id], context):
         if each.removed_before is not None:

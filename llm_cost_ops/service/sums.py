@@ -15,7 +15,7 @@ from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.pricing.money import from_units, plain
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import invalid_argument
-from llm_cost_ops.rules.currencies import is_currency
+from llm_cost_ops.rules.currencies import CURRENCIES, CURRENCY_RULE
 from llm_cost_ops.rules.limits import check_amounts
 from llm_cost_ops.service.prices import catalog_card
 
@@ -191,6 +191,6 @@ def currency_of(code: str) -> str:
 
     Another code would be answered with 0. Raises INVALID_ARGUMENT.
     """
-    if code and not is_currency(code):
-        raise invalid_argument("currency", "must be a currency code of ISO 4217, such as USD")
+    if code and code not in CURRENCIES:
+        raise invalid_argument("currency", CURRENCY_RULE)
     return code or "USD"

@@ -55,7 +55,6 @@ from llm_cost_ops.rules.requests import (
     MAX_BATCH_KEY,
     as_kept,
     check_record,
-    in_utc,
     is_ahead,
     is_as_kept,
     keeps_unknown,
@@ -65,6 +64,7 @@ from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
 from llm_cost_ops.service.pages import Page, export, filter_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.retention import removed_before
+from llm_cost_ops.wire.json import to_utc
 
 __all__ = ["Intake", "UsageService", "new_entry"]
 
@@ -167,7 +167,7 @@ class UsageService:
         return export(self._ledger, request, context)
 
     async def list_usage(self, request: ListUsageRequest, context: CallContext) -> ListUsageResponse:
-        """List records, newest first unless told otherwise."""
+        """List records, by default the newest first."""
         sort, order = request.sort or "timestamp", request.order or "desc"
         if sort not in ("timestamp", "ingested_at"):
             raise invalid_argument("sort", f"must be timestamp or ingested_at, not {sort[:64]!r}")
@@ -278,7 +278,7 @@ class UsageService:
         moment, kept_moment = sent.timestamp, found.record.timestamp
         assert moment is not None
         assert kept_moment is not None
-        same = is_duplicate(as_kept(sent), as_kept(found.record), in_utc(moment), kept_moment)
+        same = is_duplicate(as_kept(sent), as_kept(found.record), to_utc(moment), kept_moment)
         cost = found.record.estimated_cost
         return Appended(
             SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT,
@@ -291,7 +291,7 @@ class UsageService:
 
     def _ahead(self, record: UsageRecord, field: str, now: datetime) -> RpcError:
         assert record.timestamp is not None
-        moment = in_utc(record.timestamp)
+        moment = to_utc(record.timestamp)
         rule = (
             f"must not be more than 5 minutes in the future: it is {_shown(moment)}, and the clock of the "
             f"service has {_shown(now)}, so one of the two is wrong"
@@ -412,7 +412,7 @@ class Intake:
                     results.append(refusal)
                     continue
             moment = record.timestamp
-            if moment is not None and (moment if moment.tzinfo is UTC else in_utc(moment)) > latest:
+            if moment is not None and (moment if moment.tzinfo is UTC else to_utc(moment)) > latest:
                 self.ahead.append(len(results))
                 results.append(_OPEN)
                 continue
@@ -436,7 +436,7 @@ class Intake:
         path = self.path_of(len(self.results))
         check_record(record, path, None, violations, self._keep_unknown)
         if violations:
-            # It is refused whatever its time is, and then that is said as well.
+            # It is refused in any case: now name what is wrong with its time, too.
             violations.clear()
             check_record(record, path, self._now, violations, self._keep_unknown)
             return refused(violations)

@@ -14,9 +14,9 @@ from llm_cost_ops.lazy import load_by_name
 if TYPE_CHECKING:
     from llm_cost_ops.telemetry.processor import CostOpsSpanProcessor
 
-_HOMES = {"CostOpsSpanProcessor": "processor"}
+_NAMES = {"processor": "CostOpsSpanProcessor"}
 
 __all__ = ["CostOpsSpanProcessor"]
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = load_by_name(__name__, _HOMES, "opentelemetry-sdk")
+    __getattr__, __dir__ = load_by_name(__name__, _NAMES, "opentelemetry-sdk")

@@ -23,17 +23,11 @@ if TYPE_CHECKING:
     from llm_cost_ops.testing.scripted import Delay, Fault, Received, ScriptedTransport
     from llm_cost_ops.testing.virtual_time import AsyncVirtualRuntime, VirtualRuntime
 
-_HOMES = {
-    "AsyncVirtualRuntime": "virtual_time",
-    "Delay": "scripted",
-    "Fault": "scripted",
-    "InterceptorCheckError": "interceptor_check",
-    "Received": "scripted",
-    "ScriptedTransport": "scripted",
-    "VirtualRuntime": "virtual_time",
-    "async_memory_client": "clients",
-    "check_interceptor": "interceptor_check",
-    "memory_client": "clients",
+_NAMES = {
+    "clients": "async_memory_client memory_client",
+    "interceptor_check": "InterceptorCheckError check_interceptor",
+    "scripted": "Delay Fault Received ScriptedTransport",
+    "virtual_time": "AsyncVirtualRuntime VirtualRuntime",
 }
 
 __all__ = [
@@ -50,4 +44,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = load_by_name(__name__, _HOMES)
+    __getattr__, __dir__ = load_by_name(__name__, _NAMES)

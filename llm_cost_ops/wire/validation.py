@@ -157,7 +157,7 @@ def check_text(
 def check_int(
     value: object, name: str, violations: Violations, low: int, high: int, required: bool = False
 ) -> None:
-    """An integer from `low` to `high`; a bool is none."""
+    """An integer from `low` to `high`; a bool is not one."""
     if isinstance(value, bool) or not isinstance(value, int):
         violations.append(Violation(name, f"must be an integer, not {_shown(value)}"))
     elif value < low:
@@ -219,7 +219,7 @@ def check_enum(
 
 
 def no_member(value: object, enum: type[OpenEnum]) -> str:
-    """Why a value is none of an enum's, and which one may have been meant."""
+    """Why a value is not a member of an enum, and which member may have been meant."""
     if isinstance(value, str) and enum(value).known:
         return f"must be {enum.__name__}.{enum(value).name}, not the text {value!r}"
     known = [member.value for member in enum if member.number]

@@ -48,14 +48,19 @@
   const withUnit = (text, unit) =>
     unit === "%" ? `${text} %` : isCount(unit) ? text : symbols[unit] ? symbols[unit] + text : `${unit} ${text}`;
 
-  // A mark on the axis: three digits say enough there.
-  const mark = (value, unit) => {
-    const options = { notation: "compact", maximumSignificantDigits: 3 };
-    return withUnit(new Intl.NumberFormat("en", options).format(value), unit);
+  // The figures beside an axis, where three digits say enough; amounts that are not whole have their cents.
+  const marked = (values, unit) => {
+    const cents = !isCount(unit) && unit !== "%" && !values.every(Number.isInteger);
+    const options = cents
+      ? { minimumFractionDigits: 2, maximumFractionDigits: 9 }
+      : { notation: "compact", maximumSignificantDigits: 3 };
+    const format = new Intl.NumberFormat("en", options);
+    return values.map((value) => withUnit(format.format(value), unit));
   };
 
   // A figure beside the pointer: the exact text, cut to what is read, and never a float.
   const figure = (text, unit) => {
+    if (text === "") return "–";
     const value = Number(text);
     const options = isCount(unit)
       ? { maximumFractionDigits: 0 }
@@ -125,7 +130,7 @@
 
   const draw = (box) => {
     const data = JSON.parse(box.dataset.chart);
-    const numbers = data.series.map((each) => each.points.map(Number));
+    const numbers = data.series.map((each) => each.points.map((text) => (text === "" ? null : Number(text))));
     const bars = data.kind === "bars";
     const shown = bars ? stacked(numbers) : numbers;
     const places = data.labels.map((_, place) => place);
@@ -138,7 +143,7 @@
       const shade = colour(`--s${data.series[number].colour}`);
       return bars
         ? { label: data.series[number].name, fill: shade, stroke: shade, width: 0, points: { show: false }, paths: uPlot.paths.bars({ size: [0.72, 46], radius: number === order[0] ? 0.12 : 0 }) }
-        : { label: data.series[number].name, stroke: shade, width: 2, points: { show: false } };
+        : { label: data.series[number].name, stroke: shade, width: 2, spanGaps: true, points: { show: false } };
     });
     const options = {
       width: box.clientWidth,
@@ -163,7 +168,7 @@
           },
           values: (_, marks) => marks.map((place) => data.labels[place] ?? ""),
         },
-        { ...axis, size: 58, space: 46, values: (_, marks) => marks.map((value) => mark(value, data.unit)) },
+        { ...axis, size: 58, space: 46, values: (_, marks) => marked(marks, data.unit) },
       ],
       series: [{}, ...series],
       plugins: [tooltip(data, box)],

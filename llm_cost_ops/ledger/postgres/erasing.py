@@ -20,7 +20,7 @@ from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.listing import two_numbers
 from llm_cost_ops.ledger.postgres.revise import Counted, Name, lock_records, move_sums, names_of
 from llm_cost_ops.ledger.postgres.rows import prepare, units_sql
-from llm_cost_ops.ledger.postgres.sums import USER_DAYS, fold, newest
+from llm_cost_ops.ledger.postgres.sums import delete_empty, fold, newest
 
 __all__ = ["erase", "find_mentions", "forget_sums"]
 
@@ -63,7 +63,7 @@ def erase(
 ) -> int:
     """Erase a user from records, and tell of it under a subject; how many named them."""
     with session.transaction():
-        lock_records(session, records)
+        records = lock_records(session, records)
         changed = _erase_copies(session, records, user_id) | _erase_records(session, records, user_id)
         for org, made in sorted(changed):
             session.run(
@@ -87,8 +87,7 @@ def _erase_records(session: Session, records: Sequence[Name], user_id: str) -> s
     rows = session.rows(
         f"SELECT u.org, u.id::text, u.ts, u.record, {cost.series}, coalesce(u.usr, ''), u.requests, u.input, "
         f"u.output, u.cached, {units_sql(cost.cost)} FROM {_WANTED} "
-        # A retention may have removed some since they were found.
-        f"JOIN llm_cost_ops.usage u ON u.org = n.org AND u.id = n.id{cost.join} WHERE u.record <> ''",
+        f"JOIN llm_cost_ops.usage u ON u.org = n.org AND u.id = n.id{cost.join}",
         **names_of(records),
     )
     changed: set[Name] = set()
@@ -144,10 +143,4 @@ def forget_sums(session: Session, user_id: str, names: Sequence[str]) -> None:
     for org in organization_ids(session, names):
         while session.rows(left, org, user_id):
             fold(session, org, wait=True)
-        with session.transaction():
-            session.run(
-                "DELETE FROM llm_cost_ops.rollup WHERE org = %s AND level = %s AND usr = %s AND records = 0",
-                org,
-                USER_DAYS,
-                user_id,
-            )
+        delete_empty(session, org, "usr = %(user)s", user=user_id)

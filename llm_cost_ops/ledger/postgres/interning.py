@@ -41,26 +41,31 @@ _ADD_ORGANIZATION = "INSERT INTO llm_cost_ops.organization (name) VALUES (%s) ON
 def intern(session: Session, wanted: Iterable[tuple[tuple[str, ...], Pricing]]) -> list[Ids]:
     """The ids for each pair of series and pricing; what is new is added, and a new pricing's card kept.
 
-    Each is committed at once: a row that nothing refers to harms nobody. What a connection has seen is
-    remembered with it, and no longer, since another server may be behind the next.
+    Outside of a transaction each is committed at once: a row that nothing refers to harms nobody. What a
+    connection has seen is remembered with it, and no longer, since another server may be behind the next.
     """
     pairs = list(wanted)
     known = session.known
     if len(known) > _MAX_KNOWN:
         known.clear()
     new: dict[str, list[tuple[str, ...]]] = {}
+    pricings: dict[tuple[Any, ...], Pricing] = {}
     for series, by in pairs:
         if series not in known:
             new.setdefault(series[0], []).append(series)
-        if _pricing_key(by) not in known:
-            _intern_pricing(session, by)
+        if (key := _pricing_key(by)) not in known:
+            pricings[key] = by
+    # In one order each: within a transaction, others that add the same rows wait for it.
+    for key in sorted(pricings):
+        _intern_pricing(session, pricings[key])
     for name in sorted(new):
         _intern_series(session, name, list(dict.fromkeys(new[name])))
     return [(*known[series], known[_pricing_key(by)]) for series, by in pairs]
 
 
-def _pricing_key(by: Pricing) -> tuple[object, ...]:
-    return (by.card_id, by.card_version, by.origin_version, by.fallbacks, by.digest)
+def _pricing_key(by: Pricing) -> tuple[Any, ...]:
+    # The digest comes first, since cards are kept in this order too.
+    return (by.digest, by.card_id, by.card_version, by.origin_version, by.fallbacks)
 
 
 def _intern_series(session: Session, name: str, series: list[tuple[str, ...]]) -> None:

@@ -14,9 +14,9 @@ from llm_cost_ops.ledger.encoding import from_micros, to_micros
 from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids
-from llm_cost_ops.ledger.postgres.revise import Counted, move_sums, names_of
+from llm_cost_ops.ledger.postgres.revise import Counted, lock_records, move_sums, names_of
 from llm_cost_ops.ledger.postgres.rows import units_sql
-from llm_cost_ops.ledger.postgres.sums import USER_DAYS, fold, newest, quarter_sql
+from llm_cost_ops.ledger.postgres.sums import delete_empty, fold, newest, quarter_sql
 from llm_cost_ops.ledger.retention import REMOVED_AT
 from llm_cost_ops.ledger.types import Retention
 from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY
@@ -95,15 +95,16 @@ def _begins(session: Session, organization: str, moment: int) -> bool:
 
 
 def _remove(session: Session, org: int, moment: int, limit: int) -> int:
-    found = session.rows(
-        f"SELECT u.id::text {_OLDER} ORDER BY u.ts LIMIT %(limit)s FOR UPDATE",
+    older = session.rows(
+        f"SELECT u.id::text {_OLDER} ORDER BY u.ts LIMIT %(limit)s",
         org=org,
         before=moment,
         limit=limit,
     )
+    found = lock_records(session, [(org, made) for (made,) in older])
     if not found:
         return 0
-    names = names_of([(org, made) for (made,) in found])
+    names = names_of(found)
     cost = newest(session, [org])
     rows = session.rows(
         f"SELECT u.ts, {cost.series}, coalesce(u.usr, ''), u.requests, u.input, u.output, u.cached, "
@@ -119,7 +120,7 @@ def _remove(session: Session, org: int, moment: int, limit: int) -> int:
         f"count(*), {', '.join(f'sum(u.{name})' for name in _COUNTS)}, {unpriced}, "
         f"coalesce(sum({cost.cost}), 0) FROM {_WANTED} "
         f"JOIN llm_cost_ops.usage u ON u.org = n.org AND u.id = n.id{cost.join} GROUP BY 1, 2, 3 "
-        "ON CONFLICT (org, bucket, series) DO UPDATE SET "
+        "ORDER BY 1, 2, 3 ON CONFLICT (org, bucket, series) DO UPDATE SET "
         + ", ".join(
             f"{name} = r.{name} + excluded.{name}" for name in ("records", *_COUNTS, "unpriced", "cost")
         ),
@@ -143,11 +144,4 @@ def _forget_sums(session: Session, org: int, moment: int) -> None:
     named = "SELECT 1 FROM llm_cost_ops.delta WHERE org = %s AND bucket < %s AND usr <> '' LIMIT 1"
     while session.rows(named, org, day * QUARTERS_A_DAY):
         fold(session, org, wait=True)
-    with session.transaction():
-        session.run(
-            "DELETE FROM llm_cost_ops.rollup WHERE org = %s AND level = %s AND bucket < %s AND usr <> '' "
-            "AND records = 0",
-            org,
-            USER_DAYS,
-            day,
-        )
+    delete_empty(session, org, "bucket < %(day)s AND usr <> ''", day=day)

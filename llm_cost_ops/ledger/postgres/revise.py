@@ -70,9 +70,11 @@ def _insert(table: str, columns: dict[str, str]) -> str:
 
 _ADD_REVISIONS = _insert("revision", _REVISION)
 _ADD_DELTAS = _insert("delta", _DELTA)
+# In one order, so that two of these wait for each other in one direction only.
 _LOCK = (
-    "SELECT 1 FROM llm_cost_ops.usage u JOIN unnest(%(orgs)s::int[], %(ids)s::uuid[]) AS n (org, id) "
-    "ON u.org = n.org AND u.id = n.id ORDER BY u.org, u.id FOR UPDATE OF u"
+    "SELECT u.org, u.id::text FROM llm_cost_ops.usage u "
+    "JOIN unnest(%(orgs)s::int[], %(ids)s::uuid[]) AS n (org, id) ON u.org = n.org AND u.id = n.id "
+    "WHERE u.series > 0 ORDER BY u.org, u.id FOR UPDATE OF u"
 )
 _KEEP_FIRST = (
     "INSERT INTO llm_cost_ops.first_record (org, id, record) SELECT u.org, u.id, u.record "
@@ -122,12 +124,13 @@ def names_of(records: Sequence[Name]) -> dict[str, object]:
     return {"orgs": [org for org, _ in records], "ids": [made for _, made in records]}
 
 
-def lock_records(session: Session, records: Sequence[Name]) -> None:
-    """Have whoever else revises one of the records wait until the transaction ends.
+def lock_records(session: Session, records: Sequence[Name]) -> list[Name]:
+    """Have whoever else changes one of the records wait until the transaction ends.
 
-    What they did is seen by the statements after this one.
+    What they did is seen by the statements after this one. Returns the records that are there: a retention
+    may have removed some since they were found.
     """
-    session.run(_LOCK, **names_of(records))
+    return [(org, made) for org, made in session.rows(_LOCK, **names_of(records))]
 
 
 def revise(session: Session, revision: Revision) -> bool:
@@ -136,18 +139,19 @@ def revise(session: Session, revision: Revision) -> bool:
     if not orgs or type(as_key(revision.usage_id)) is not bytes:
         return False
     name = (orgs[0], revision.usage_id)
-    lock_records(session, [name])
+    if not lock_records(session, [name]):
+        return False
     cost = newest(session, orgs)
     rows = session.rows(
         f"SELECT {cost.number}, u.ts, u.record, {cost.series}, coalesce(u.usr, ''), u.requests, u.input, "
         f"u.output, u.cached, {units_sql(cost.cost)} FROM llm_cost_ops.usage u{cost.join} "
-        "WHERE u.org = %(org)s AND u.id = %(id)s::uuid AND u.series > 0",
+        "WHERE u.org = %(org)s AND u.id = %(id)s::uuid",
         org=name[0],
         id=name[1],
     )
-    if not rows or rows[0][0] != revision.after:
-        return False
     number, ts, data, *counted = rows[0]
+    if number != revision.after:
+        return False
     before = Counted._make(counted)
     after, pricing, content = after_revision(session, revision, data, before)
     new = NewRevision(

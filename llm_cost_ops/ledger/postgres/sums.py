@@ -33,6 +33,7 @@ __all__ = [
     "check_removed",
     "count",
     "day_sql",
+    "delete_empty",
     "figures",
     "fold",
     "newest",
@@ -128,6 +129,18 @@ def fold(session: Session, org: int, *, wait: bool = False) -> None:
         [(mine,)] = session.rows(f"SELECT {lock}", schema.LOCK_FOLD, org)
         if mine:
             session.run(_FOLD, org=org)
+
+
+def delete_empty(session: Session, org: int, which: str, **named: object) -> None:
+    """Delete those sums of nothing by user that the SQL says, while nobody folds."""
+    with session.transaction():
+        session.run("SELECT pg_advisory_xact_lock(%s, %s)", schema.LOCK_FOLD, org)
+        session.run(
+            f"DELETE FROM llm_cost_ops.rollup WHERE org = %(org)s AND level = {USER_DAYS} AND {which} "
+            "AND records = 0",
+            org=org,
+            **named,
+        )
 
 
 def figures(session: Session) -> tuple[int, int]:

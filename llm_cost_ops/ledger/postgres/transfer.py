@@ -20,6 +20,7 @@ from llm_cost_ops.ledger.postgres.revise import (
     NewRevision,
     add_revisions,
     after_revision,
+    lock_records,
     names_of,
     revise,
 )
@@ -279,6 +280,8 @@ class PostgresTransfer:
         """The revisions that records which were there already do not have."""
         if not placed:
             return []
+        # All at once, in the order in which others lock them: revise takes one after the other.
+        lock_records(self._session, [each.name for each in placed])
         rows = self._session.rows(_THERE, **names_of([each.name for each in placed]))
         there = {(org, made): found for org, made, *found in rows}
         later: list[Revision] = []

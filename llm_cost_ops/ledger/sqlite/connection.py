@@ -183,6 +183,8 @@ class Database:
             execute("PRAGMA journal_size_limit = 67108864").fetchone()
             execute("PRAGMA cache_size = -16000")
         execute("PRAGMA temp_store = MEMORY")
+        # SQLite would index all of usage for one query, where the index by time is what to read.
+        execute("PRAGMA automatic_index = OFF")
         # What is erased is nowhere in the file then: neither where it stood, nor where SQLite moved it from.
         execute("PRAGMA secure_delete = ON").fetchone()
         if version < schema.VERSION:

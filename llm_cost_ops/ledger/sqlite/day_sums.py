@@ -1,47 +1,40 @@
 """Kept sums of whole days, by what grows with events: users, tags, labels, meters, and what goes with them.
 
-They are calculated from rows when they are first asked for, and kept in the tables day_*. Recording writes
-nothing for them, and they may be deleted at any time. A day (of UTC, of one organization) holds its rows up
-to a number, with the revisions up to a number: later rows are added when it is read, and a day whose rows
-have a later revision counts for nothing until it is calculated anew. So every answer is exact, whether or
-not a day is kept.
+They are calculated when they are first asked for, and kept in the tables day_*. Recording writes nothing for
+them, and they may be deleted at any time. A span (some days of UTC, one after the other, of one organization)
+holds its rows up to a number, with the revisions up to a number: later rows are added when it is read, and a
+span of whose rows one has a later revision counts for nothing until it is calculated anew. So every answer is
+exact, whether or not a span is kept.
+
+Each day is a span. Where days have nearly as many groups as rows, or many days many groups, the days that a
+query asks for are a span too; the sums of other days are then those of a span and of the days that differ.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger.pieces import Piece
-from llm_cost_ops.ledger.sqlite.sums import (
-    DAYS,
-    PICOS,
-    TOTALS,
-    Keys,
-    Totals,
-    add_amounts,
-    load_rests,
-    saturated,
-)
+from llm_cost_ops.ledger.sqlite.day_spans import DAY, OPEN, Days, Kept, Run, Span, records_of, runs_of
+from llm_cost_ops.ledger.sqlite.sums import PICOS, TOTALS, Keys, Totals, add_amounts
 from llm_cost_ops.ledger.types import Filter
-from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, cover
 
 __all__ = [
-    "DAY",
     "MIN_ROWS",
     "Fold",
     "Folded",
     "Rest",
-    "State",
     "add_kept",
     "dimensions_of",
     "forget",
     "forget_before",
+    "is_worth_keeping",
+    "settle",
     "state_now",
     "store",
     "times_forgotten",
@@ -51,13 +44,17 @@ __all__ = [
 MIN_ROWS = 1000
 """So many rows that no kept sums hold are worth keeping the sums of."""
 
+MIN_ROWS_OF_LONG = 20_000
+"""So many rows and kept sums of days are worth keeping the sums of as a span of several days."""
+
+MAX_LONG = 4
+"""So many spans of several days are kept for some dimensions of an organization: the last that were made."""
+
 MAX_DIMENSIONS = 32
 """For so many combinations of dimensions an organization's days are kept; others are read from rows."""
 
-DAY = QUARTER * QUARTERS_A_DAY
-
 MIN_ROWS_A_GROUP = 2
-"""Days with fewer rows a group are read from rows: sums of groups that do not come again save nothing."""
+"""Spans with fewer rows a group are read from rows: sums of groups that do not come again save nothing."""
 
 _MAX_PIECES = 100_000
 _FILTERED = {
@@ -73,52 +70,42 @@ _FILTERED = {
 }
 
 
-class State(NamedTuple):
-    """Of a kept day: the rows and revisions up to which it holds, and how many records these are.
-
-    `seq` is None where its groups are too many to be kept.
-    """
-
-    seq: int | None
-    revision: int
-    records: int
-
-
 class Fold(NamedTuple):
-    """A day that is to be kept, or brought up to date.
+    """Days [first, last) of an organization that are to be kept; with them, `rows` need not be read.
 
-    `after` is the row that it holds already, 0 where it is to be calculated anew; `before` is its state.
+    `instead_of` are spans that nothing can be read from any more.
     """
 
     org: int
     organization: str
-    day: int
-    after: int
-    before: State | None
-    records: int
+    first: int
+    last: int
+    rows: int
+    instead_of: list[int]
 
 
 class Folded(NamedTuple):
-    """What the rows of a day add to what is kept of it, and the state that it then has.
-
-    `forgotten` is how often kept days had been forgotten when the rows were read.
+    """The sums of days, and of which rows and revisions they are; `forgotten` is how often kept sums had been
+    forgotten by then. `kept` says that they are worth keeping.
     """
 
     fold: Fold
-    state: State
+    seq: int
+    revision: int
+    counts: dict[int, int]
     sums: Totals
     forgotten: int
+    kept: bool
 
 
 class Rest(NamedTuple):
-    """What must be read from rows: pieces of all organizations, or of one each, behind a row."""
+    """What must be read from rows: pieces of all organizations, or of one each, behind a row.
+
+    What is to be taken away has the bucket ~bucket.
+    """
 
     anywhere: list[Piece]
     of_organizations: list[tuple[int, int, int, int, int]]
-
-    def load(self, connection: sqlite3.Connection) -> None:
-        """Put the pieces of organizations into temp.piece."""
-        load_rests(connection, self.of_organizations)
 
 
 def dimensions_of(where: Filter, group_by: Keys) -> Keys | None:
@@ -141,218 +128,208 @@ def dimensions_of(where: Filter, group_by: Keys) -> Keys | None:
     return tuple(sorted(names))
 
 
-def _passes(where: Filter, dimensions: Keys, keys: Keys) -> bool:
-    for name, value in zip(dimensions, keys, strict=True):
-        if name in _FILTERED:
-            allowed = getattr(where, _FILTERED[name])
-            if allowed and value not in allowed:
-                return False
-        elif name == "tag":
-            if where.tags and value not in where.tags:
-                return False
-        elif name.startswith("label:") and where.labels.get(name.removeprefix("label:"), value) != value:
-            return False
-    return True
-
-
-class _Kept:
-    """What is kept for some dimensions of the filter's organizations, in one state of the data."""
-
-    def __init__(self, connection: sqlite3.Connection, where: Filter, dimensions: Keys) -> None:
-        self._connection = connection
-        condition, parameters = "", list(where.organization_ids)
-        if parameters:
-            condition = f" WHERE o.name IN ({', '.join('?' * len(parameters))})"
-        self.organizations: dict[int, str] = dict(
-            connection.execute(f"SELECT o.id, o.name FROM organization o{condition}", parameters)
-        )
-        self.dimensions = dimensions
-        text = msgspec.json.encode(dimensions).decode()
-        rows = connection.execute("SELECT org, id FROM day_grouping WHERE dimensions = ?", (text,))
-        self.groupings: dict[int, int] = {org: made for org, made in rows if org in self.organizations}
-        rows = connection.execute(
-            "SELECT org FROM day_grouping GROUP BY org HAVING count(*) >= ?", (MAX_DIMENSIONS,)
-        )
-        self.full = {org for (org,) in rows} - self.groupings.keys()
-        [self.revision] = connection.execute("SELECT ifnull(max(seq), 0) FROM revision").fetchone()
-
-    def states(self, org: int, first: int, last: int) -> dict[int, State]:
-        """The states of an organization's days in [first, last)."""
-        grouping = self.groupings.get(org)
-        if grouping is None:
-            return {}
-        rows = self._connection.execute(
-            "SELECT day, seq, revision, records FROM day_state WHERE grouping = ? AND day >= ? AND day < ?",
-            (grouping, first, last),
-        )
-        return {day: State(*state) for day, *state in rows}
-
-    def revised(self, states: Iterable[State]) -> dict[tuple[int, int], int]:
-        """By organization and day, the last of the revisions that some of the states do not hold."""
-        since = min((state.revision for state in states), default=self.revision)
-        if since >= self.revision:
-            return {}
-        rows = self._connection.execute(
-            "SELECT u.org, u.ts, v.seq FROM revision v CROSS JOIN usage u ON u.seq = v.usage "
-            "WHERE v.seq > ? ORDER BY v.seq",
-            (since,),
-        )
-        return {(org, ts // DAY): seq for org, ts, seq in rows}
-
-    def records(self, first: int, last: int) -> dict[tuple[int, int], int]:
-        """How many records the organizations have on each of the days in [first, last)."""
-        return _records(self._connection, self.organizations, first, last)
-
-
-def _records(
-    connection: sqlite3.Connection, organizations: Iterable[int], first: int, last: int
-) -> dict[tuple[int, int], int]:
-    found: dict[tuple[int, int], int] = {}
-    wanted = set(organizations)
-    for org in wanted:
-        rows = connection.execute(
-            "SELECT r.bucket, sum(r.records) FROM series s CROSS JOIN rollup r ON r.series = s.id "
-            "AND r.level = ? AND r.bucket >= ? AND r.bucket < ? WHERE s.org = ? GROUP BY r.bucket",
-            (DAYS, first, last, org),
-        )
-        found.update({(org, day): records for day, records in rows})
-    tail = connection.execute("SELECT org, ts FROM usage WHERE seq > (SELECT seq FROM rollup_watermark)")
-    for org, ts in tail:
-        place = (org, ts // DAY)
-        if org in wanted and first <= place[1] < last:
-            found[place] = found.get(place, 0) + 1
-    return found
-
-
-_OPEN = 2**62
-
-
-def _days(pieces: Iterable[Piece]) -> list[tuple[int, int, int]]:
-    """Which whole days are in the pieces, as buckets and numbers."""
-    found = []
-    for bucket, low, high in pieces:
-        for first, last in cover(low, high).days:
-            found.append((bucket, -_OPEN if first is None else first, _OPEN if last is None else last))
-    return found
+def _allowed(where: Filter, dimensions: Keys) -> list[tuple[int, Sequence[str]]]:
+    """By the place of a dimension that the filter is about, the values that it lets through."""
+    allowed: dict[str, Sequence[str]] = {name: getattr(where, field) for name, field in _FILTERED.items()}
+    allowed["tag"] = where.tags
+    allowed |= {f"label:{key}": (value,) for key, value in where.labels.items()}
+    return [(at, allowed[name]) for at, name in enumerate(dimensions) if allowed.get(name)]
 
 
 def add_kept(
     connection: sqlite3.Connection, where: Filter, group_by: Keys, pieces: list[Piece], totals: Totals
 ) -> Rest:
-    """Add what is kept of the pieces to the totals; the answer says what is left to be read from rows."""
+    """Add what is kept of the pieces to the totals; the answer says what is left to be read from rows.
+
+    What is to be taken away again is in the totals of ~bucket, for `settle`.
+    """
     dimensions = dimensions_of(where, group_by)
-    days = _days(pieces)
-    if dimensions is None or not days:
+    runs = runs_of(pieces)
+    if dimensions is None or not any(run.first < run.last for run in runs):
         return Rest(pieces, [])
-    kept = _Kept(connection, where, dimensions)
-    first, last = min(day[1] for day in days), max(day[2] for day in days)
-    states = {org: kept.states(org, first, last) for org in kept.groupings}
-    revised = kept.revised(state for of_org in states.values() for state in of_org.values())
-    valid = {
-        org: {
-            day: state.seq
-            for day, state in sorted(of_org.items())
-            if state.seq is not None and revised.get((org, day), 0) <= state.revision
-        }
-        for org, of_org in states.items()
-    }
-    if not any(valid.values()) or len(pieces) * len(kept.organizations) > _MAX_PIECES:
+    kept = Kept(connection, where, dimensions, [run for run in runs if run.first < run.last])
+    organizations = kept.organizations
+    if len(pieces) * len(organizations) > _MAX_PIECES:
         return Rest(pieces, [])
-    records = kept.records(first, last)
-    rest: list[tuple[int, int, int, int, int]] = []
-    used: list[tuple[int, int, int]] = []
-    for org in kept.organizations:
-        of_org = valid.get(org, {})
-        kept_days = list(of_org)
-        for bucket, low, high in pieces:
-            at, last_moment = -_OPEN if low is None else low, _OPEN if high is None else high
-            within = bisect_left(kept_days, -(-at // DAY)), bisect_left(kept_days, last_moment // DAY)
-            for day in kept_days[slice(*within)]:
-                seq = of_org[day]
-                start, end = day * DAY, (day + 1) * DAY
-                used.append((kept.groupings[org], day, bucket))
-                if at < start:
-                    rest.append((bucket, at, start, org, 0))
-                if records.get((org, day)) != states[org][day].records:
-                    rest.append((bucket, start, end, org, seq))
-                at = end
-            if at < last_moment:
-                rest.append((bucket, at, last_moment, org, 0))
-    _add_days(connection, kept, where, group_by, used, totals)
-    return Rest([], rest)
+    if not any(days.kept or days.long for days in organizations.values()):
+        return Rest(pieces, [])
+    reading = _Reading()
+    for days in organizations.values():
+        for run in runs:
+            reading.plan(days, run)
+    _add_spans(connection, organizations.values(), where, dimensions, group_by, reading.spans, totals)
+    return Rest([], reading.rows)
+
+
+class _Reading:
+    """What a query reads: spans in a bucket each, and pieces of rows as in Rest."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[int, int]] = []
+        self.rows: list[tuple[int, int, int, int, int]] = []
+
+    def plan(self, days: Days, run: Run) -> None:
+        """Read an organization's part of a piece of time."""
+        bucket, low, high, first, last = run
+        if first == last:
+            self._add_rows(bucket, -OPEN if low is None else low, OPEN if high is None else high, days.org)
+            return
+        # Where an end is open, there are no records but those of whole days.
+        if low is not None and low < first * DAY:
+            self._add_rows(bucket, low, first * DAY, days.org)
+        added = days.within(first, last)
+        long, _ = days.best(added)
+        if long is not None:
+            held = days.within(long.first, long.last)
+            self._add_span(bucket, long, held, days)
+            self._add_days(~bucket, sorted({*held}.difference(added)), days)
+            added = sorted({*added}.difference(held))
+        self._add_days(bucket, added, days)
+        if high is not None and high > last * DAY:
+            self._add_rows(bucket, last * DAY, high, days.org)
+
+    def _add_days(self, bucket: int, wanted: list[int], days: Days) -> None:
+        for day in wanted:
+            span = days.kept.get(day)
+            if span is None:
+                self._add_rows(bucket, day * DAY, (day + 1) * DAY, days.org)
+            else:
+                self._add_span(bucket, span, [day], days)
+
+    def _add_span(self, bucket: int, span: Span, held: list[int], days: Days) -> None:
+        self.spans.append((bucket, span.id))
+        for day in held:
+            if days.records[day] != span.counts.get(day, 0):
+                self._add_rows(bucket, day * DAY, (day + 1) * DAY, days.org, span.seq)
+
+    def _add_rows(self, bucket: int, low: int, high: int, org: int, after: int = 0) -> None:
+        if self.rows:
+            start = self.rows[-1][1]
+            if self.rows[-1] == (bucket, start, low, org, after):
+                self.rows[-1] = (bucket, start, high, org, after)
+                return
+        self.rows.append((bucket, low, high, org, after))
+
+
+def settle(totals: Totals) -> None:
+    """Take away what is in the totals of ~bucket."""
+    for keys, bucket, currency in [place for place in totals if place[1] < 0]:
+        amounts = totals.pop((keys, bucket, currency))
+        add_amounts(totals, (keys, ~bucket, currency), [-amount for amount in amounts])
 
 
 def to_fold(
-    connection: sqlite3.Connection, where: Filter, group_by: Keys, pieces: Iterable[Piece]
+    connection: sqlite3.Connection, where: Filter, group_by: Keys, pieces: Iterable[Piece], *, long: bool
 ) -> list[Fold]:
-    """Which days should be kept, or brought up to date, before a query over the pieces is answered."""
+    """What should be kept, or brought up to date, before a query over the pieces is answered.
+
+    That is single days, or spans of several where `long`. Rows of users are found by an index.
+    """
     dimensions = dimensions_of(where, group_by)
-    days = _days(pieces)
-    if dimensions is None or not days:
+    runs = [run for run in runs_of(pieces) if run.first < run.last]
+    if dimensions is None or not runs or (long and (where.user_ids or len(runs) > MAX_LONG)):
         return []
-    kept = _Kept(connection, where, dimensions)
-    first, last = min(day[1] for day in days), max(day[2] for day in days)
-    states = {(org, day): s for org in kept.groupings for day, s in kept.states(org, first, last).items()}
-    revised = kept.revised(states.values())
-    found = []
-    for (org, day), records in kept.records(first, last).items():
-        if records < MIN_ROWS or not any(low <= day < high for _, low, high in days) or org in kept.full:
+    kept = Kept(connection, where, dimensions, runs)
+    rows = connection.execute(
+        "SELECT org FROM day_grouping GROUP BY org HAVING count(*) >= ?", (MAX_DIMENSIONS,)
+    )
+    full = {org for (org,) in rows}
+    folds = _long_to_fold if long else _days_to_fold
+    return [
+        fold
+        for days in kept.organizations.values()
+        if days.grouping is not None or days.org not in full
+        for fold in folds(days, runs, kept.revision)
+    ]
+
+
+def _days_to_fold(days: Days, runs: list[Run], revision: int) -> Iterator[Fold]:
+    wanted: set[int] = set()
+    for run in runs:
+        within = days.within(run.first, run.last)
+        span, _ = days.best(within)
+        wanted ^= {*within}.symmetric_difference(() if span is None else days.within(span.first, span.last))
+    for day in sorted(wanted | days.kept.keys()):
+        records, span, tried = days.records[day], days.kept.get(day), days.tried.get((day, day + 1))
+        if span is not None:
+            due = day in wanted and days.behind(span) >= MIN_ROWS
+            due = due or revision - span.revision >= MIN_ROWS
+        else:
+            due = tried is None or records >= MIN_ROWS_A_GROUP * sum(tried.counts.values())
+        if due and records >= MIN_ROWS:
+            yield Fold(days.org, days.organization, day, day + 1, records, [])
+
+
+def _long_to_fold(days: Days, runs: list[Run], revision: int) -> Iterator[Fold]:
+    for run in runs:
+        within = days.within(run.first, run.last)
+        span, beside = days.best(within)
+        due = beside >= MIN_ROWS_OF_LONG or (span is not None and revision - span.revision >= MIN_ROWS)
+        if len(within) < 2 or not due:
             continue
-        state = states.get((org, day))
-        after = _fold_after(state, records, revised.get((org, day), 0), kept.revision)
-        if after is not None:
-            found.append(Fold(org, kept.organizations[org], day, after, state, records))
-    return found
+        first, last = within[0], within[-1] + 1
+        tried, rows = days.tried.get((first, last)), days.cost(within)
+        if tried is None or rows >= MIN_ROWS_A_GROUP * sum(tried.counts.values()):
+            yield Fold(days.org, days.organization, first, last, rows, days.outdated)
 
 
-def _fold_after(state: State | None, records: int, revised: int, revision: int) -> int | None:
-    """The row behind which the rows of a day are to be added to what is kept of it; None for none."""
-    if state is None or revised > state.revision:
-        return 0
-    if state.seq is None:
-        return 0 if records >= MIN_ROWS_A_GROUP * state.records else None
-    is_behind = records - state.records >= MIN_ROWS or revision - state.revision >= MIN_ROWS
-    return state.seq if is_behind else None
-
-
-def state_now(connection: sqlite3.Connection, fold: Fold) -> State:
-    """The state of a day that holds all that the connection sees."""
+def state_now(connection: sqlite3.Connection, fold: Fold) -> tuple[int, int, dict[int, int]]:
+    """The last row and revision that the connection sees, and how many records the days have."""
     [seq, revision] = connection.execute(
         "SELECT (SELECT max(seq) FROM usage), (SELECT ifnull(max(seq), 0) FROM revision)"
     ).fetchone()
-    records = _records(connection, [fold.org], fold.day, fold.day + 1)
-    return State(seq, revision, records.get((fold.org, fold.day), 0))
+    return seq, revision, records_of(connection, [fold.org], fold.first, fold.last)[fold.org]
+
+
+def is_worth_keeping(fold: Fold, sums: Totals) -> bool:
+    """Whether sums are fewer than what they save reading, and fit the table."""
+    if len(sums) * MIN_ROWS_A_GROUP > fold.rows:
+        return False
+    return all(max(amounts) < 2**62 for amounts in sums.values())
 
 
 def store(cursor: sqlite3.Cursor, dimensions: Keys, folded: Iterable[Folded]) -> None:
-    """Keep what was calculated of days, unless somebody else kept something since."""
+    """Keep what was calculated, unless kept sums were forgotten since."""
     text = msgspec.json.encode(dimensions).decode()
     now = times_forgotten(cursor)
-    for (org, _, day, after, before, _), state, sums, forgotten in folded:
-        if forgotten != now:
+    for each in folded:
+        if each.forgotten != now:
             continue
-        found = cursor.execute(
-            "SELECT id FROM day_grouping WHERE org = ? AND dimensions = ?", (org, text)
-        ).fetchone()
-        if found is None:
-            cursor.execute("INSERT INTO day_grouping (org, dimensions) VALUES (?, ?)", (org, text))
-        grouping = cursor.lastrowid or 0 if found is None else found[0]
-        place = (grouping, day)
-        row = cursor.execute(
-            "SELECT seq, revision, records FROM day_state WHERE grouping = ? AND day = ?", place
-        ).fetchone()
-        if (None if row is None else State(*row)) != before:
-            continue
-        if not after or state.seq is None:
-            cursor.execute("DELETE FROM day_sum WHERE grouping = ? AND day = ?", place)
-        if state.seq is not None:
-            state = _add(cursor, grouping, day, state, sums)
-        cursor.execute("INSERT OR REPLACE INTO day_state VALUES (?, ?, ?, ?, ?)", (*place, *state))
+        org, _, first, last, _, instead_of = each.fold
+        place = (org, text)
+        cursor.execute("INSERT OR IGNORE INTO day_grouping (org, dimensions) VALUES (?, ?)", place)
+        [grouping] = cursor.execute(_GROUPING, place).fetchone()
+        rows = cursor.execute(
+            "SELECT id FROM day_span WHERE grouping = ? AND first = ? AND last = ?", (grouping, first, last)
+        )
+        _delete(cursor, [*instead_of, *(span for (span,) in rows)])
+        counts = msgspec.json.encode(each.counts).decode()
+        groups = len(each.sums) if each.kept else None
+        cursor.execute(_ADD_SPAN, (grouping, first, last, each.seq, each.revision, counts, groups))
+        span = cursor.lastrowid or 0
+        if each.kept:
+            _add(cursor, grouping, span, each.sums)
+        if last - first > 1:
+            rows = cursor.execute(_TOO_MANY, (grouping, MAX_LONG))
+            _delete(cursor, [made for (made,) in rows])
 
 
-def _add(cursor: sqlite3.Cursor, grouping: int, day: int, state: State, sums: Totals) -> State:
-    """Add sums to what is kept of a day, and return its state: another one where its groups are too many."""
-    place = (grouping, day)
+_GROUPING = "SELECT id FROM day_grouping WHERE org = ? AND dimensions = ?"
+_ADD_SPAN = (
+    "INSERT INTO day_span (grouping, first, last, seq, revision, counts, groups) VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+_TOO_MANY = (
+    "SELECT id FROM day_span WHERE grouping = ? AND last > first + 1 ORDER BY id DESC LIMIT -1 OFFSET ?"
+)
+
+
+def _delete(cursor: sqlite3.Cursor, spans: Iterable[int]) -> None:
+    for span in spans:
+        cursor.execute("DELETE FROM day_sum WHERE span = ?", (span,))
+        cursor.execute("DELETE FROM day_span WHERE id = ?", (span,))
+
+
+def _add(cursor: sqlite3.Cursor, grouping: int, span: int, sums: Totals) -> None:
     groups = {(keys, currency): group for group, keys, currency in cursor.execute(_GROUPS, (grouping,))}
     rows: list[tuple[int, ...]] = []
     for (keys, _, currency), amounts in sums.items():
@@ -364,85 +341,87 @@ def _add(cursor: sqlite3.Cursor, grouping: int, day: int, state: State, sums: To
         *counts, micros, picos, reported, of_micros, of_picos = amounts
         cost = (micros + picos // PICOS, picos % PICOS)
         of_cost = (of_micros + of_picos // PICOS, of_picos % PICOS)
-        rows.append((*place, group, *counts, *cost, reported, *of_cost))
-    cursor.executemany(_ADD, rows)
-    [number] = cursor.execute(_COUNT, place).fetchone()
-    if number * MIN_ROWS_A_GROUP <= state.records:
-        return state
-    cursor.execute("DELETE FROM day_sum WHERE grouping = ? AND day = ?", place)
-    return state._replace(seq=None)
+        rows.append((span, group, *counts, *cost, reported, *of_cost))
+    cursor.executemany(_ADD, sorted(rows))
 
 
 _ADD_GROUP = "INSERT INTO day_group (grouping, keys, currency) VALUES (?, ?, ?)"
-_COUNT = "SELECT count(*) FROM day_sum WHERE grouping = ? AND day = ?"
 _GROUPS = "SELECT id, keys, currency FROM day_group WHERE grouping = ?"
-_ADD = (
-    f"INSERT INTO day_sum VALUES ({', '.join('?' * (3 + len(TOTALS)))}) "
-    "ON CONFLICT (grouping, day, grp) DO UPDATE SET "
-    + ", ".join(saturated(name, f"excluded.{name}") for name in TOTALS)
-)
+_ADD = f"INSERT INTO day_sum VALUES ({', '.join('?' * (2 + len(TOTALS)))})"
 
 
-def _add_days(
+def _add_spans(
     connection: sqlite3.Connection,
-    kept: _Kept,
+    organizations: Iterable[Days],
     where: Filter,
+    dimensions: Keys,
     group_by: Keys,
-    used: list[tuple[int, int, int]],
+    spans: list[tuple[int, int]],
     totals: Totals,
 ) -> None:
-    """Add the kept days that are used in a bucket each, as groupings, days and buckets."""
+    """Add what spans hold, each in a bucket."""
     connection.execute("DELETE FROM temp.kept")
-    connection.executemany("INSERT INTO temp.kept VALUES (?, ?, ?)", used)
+    connection.executemany("INSERT INTO temp.kept VALUES (?, ?)", spans)
+    # Each key is one of those that are kept, or the organization behind them.
+    places = [dimensions.index(name) if name != "organization" else len(dimensions) for name in group_by]
     groups: dict[int, tuple[Keys, str]] = {}
-    everything = True
-    for org, grouping in kept.groupings.items():
-        for group, text, currency in connection.execute(_GROUPS, (grouping,)):
+    allowed = _allowed(where, dimensions)
+    for days in organizations:
+        for group, text, currency in connection.execute(_GROUPS, (days.grouping,)):
             keys = msgspec.json.decode(text, type=Keys)
-            if _passes(where, kept.dimensions, keys):
-                values = dict(zip(kept.dimensions, keys, strict=True), organization=kept.organizations[org])
-                groups[group] = (tuple([values[name] for name in group_by]), currency)
-            else:
-                everything = False
-    source = "temp.kept k CROSS JOIN day_sum d ON d.grouping = k.grouping AND d.day = k.day"
-    if not everything:
+            if all(keys[at] in values for at, values in allowed):
+                keys = (*keys, days.organization)
+                groups[group] = (tuple([keys[at] for at in places]), currency)
+    source = "temp.kept k CROSS JOIN day_sum d ON d.span = k.span"
+    if allowed:
         connection.execute("DELETE FROM temp.wanted")
         connection.executemany("INSERT INTO temp.wanted VALUES (?)", [(group,) for group in groups])
         source = f"temp.kept k CROSS JOIN temp.wanted w CROSS JOIN day_sum d {_OF_WANTED}"
-    sums = ", ".join(f"sum(d.{name})" for name in TOTALS)
-    rows = connection.execute(f"SELECT k.bucket, d.grp, {sums} FROM {source} GROUP BY k.bucket, d.grp")
+    # Groups of one span come once: they need not be sorted.
+    once = len(spans) == len({bucket for bucket, _ in spans})
+    columns = ", ".join(f"d.{name}" if once else f"sum(d.{name})" for name in TOTALS)
+    grouped = "" if once else " GROUP BY k.bucket, d.grp"
+    rows = connection.execute(f"SELECT k.bucket, d.grp, {columns} FROM {source}{grouped}")
     for bucket, group, *amounts in rows:
         keys, currency = groups[group]
-        add_amounts(totals, (keys, bucket, currency), amounts)
+        place = (keys, bucket, currency)
+        if place in totals:
+            add_amounts(totals, place, amounts)
+        else:
+            totals[place] = amounts
 
 
-_OF_WANTED = "ON d.grouping = k.grouping AND d.day = k.day AND d.grp = w.grp"
+_OF_WANTED = "ON d.span = k.span AND d.grp = w.grp"
 
 
-def forget_before(cursor: sqlite3.Cursor, organization: str, day: int) -> None:
-    """Delete what is kept of an organization's days before a day, and the names of who is in none of the
-    others.
+def forget_before(cursor: sqlite3.Cursor, organization: str, moment: int) -> None:
+    """Delete what is kept of an organization's days that begin before a moment, and the names of who is in
+    none of the others. The moment is in microseconds.
     """
     cursor.execute("UPDATE day_forgotten SET times = times + 1")
-    condition = "(SELECT g.id FROM day_grouping g JOIN organization o ON o.id = g.org WHERE o.name = ?)"
-    for table in ("day_sum", "day_state"):
-        cursor.execute(f"DELETE FROM {table} WHERE grouping IN {condition} AND day < ?", (organization, day))
+    older = f"SELECT id FROM day_span WHERE grouping IN {_ITS} AND first * {DAY} < ?"
+    spans = cursor.execute(older, (organization, moment))
+    _delete(cursor, [span for (span,) in spans.fetchall()])
     cursor.execute(
-        f"DELETE FROM day_group WHERE grouping IN {condition} "
-        f"AND id NOT IN (SELECT grp FROM day_sum WHERE grouping IN {condition})",
+        f"DELETE FROM day_group WHERE grouping IN {_ITS} AND id NOT IN "
+        f"(SELECT grp FROM day_sum WHERE span IN (SELECT id FROM day_span WHERE grouping IN {_ITS}))",
         (organization, organization),
     )
 
 
+_ITS = "(SELECT g.id FROM day_grouping g JOIN organization o ON o.id = g.org WHERE o.name = ?)"
+
+
 def times_forgotten(connection: sqlite3.Connection | sqlite3.Cursor) -> int:
-    """How often kept days were forgotten."""
+    """How often kept sums were forgotten."""
     [times] = connection.execute("SELECT times FROM day_forgotten").fetchone()
     return int(times)
 
 
 def forget(cursor: sqlite3.Cursor, organization: str) -> None:
     """Delete all that is kept of an organization's days; it is calculated again when it is asked for."""
-    condition = "(SELECT g.id FROM day_grouping g JOIN organization o ON o.id = g.org WHERE o.name = ?)"
     cursor.execute("UPDATE day_forgotten SET times = times + 1")
-    for table in ("day_sum", "day_state", "day_group"):
-        cursor.execute(f"DELETE FROM {table} WHERE grouping IN {condition}", (organization,))
+    spans = f"(SELECT id FROM day_span WHERE grouping IN {_ITS})"
+    cursor.execute(f"DELETE FROM day_sum WHERE span IN {spans}", (organization,))
+    for table in ("day_span", "day_group"):
+        cursor.execute(f"DELETE FROM {table} WHERE grouping IN {_ITS}", (organization,))

@@ -50,32 +50,32 @@ def _wrong_sums(connection: sqlite3.Connection) -> Iterator[str]:
             yield f"sums: {count} {text}"
 
 
-_DAYS = (
-    "SELECT g.id, g.dimensions, o.id, o.name, s.day, s.seq, s.revision, s.records FROM day_state s "
-    "JOIN day_grouping g ON g.id = s.grouping JOIN organization o ON o.id = g.org WHERE s.seq IS NOT NULL"
+_SPANS = (
+    "SELECT g.dimensions, o.id, o.name, s.id, s.first, s.last, s.revision, s.counts FROM day_span s "
+    "JOIN day_grouping g ON g.id = s.grouping JOIN organization o ON o.id = g.org WHERE s.groups IS NOT NULL"
 )
-_OF_DAY = (
+_OF_SPAN = (
     f"SELECT k.keys, k.currency, {', '.join(f'd.{name}' for name in sums.TOTALS)} FROM day_sum d "
-    "JOIN day_group k ON k.id = d.grp WHERE d.grouping = ? AND d.day = ?"
+    "JOIN day_group k ON k.id = d.grp WHERE d.span = ?"
 )
 
 
 def _wrong_days(connection: sqlite3.Connection) -> Iterator[str]:
     """Kept sums of days that hold all of their records, and are not what these add up to."""
     wrong = 0
-    for grouping, text, org, organization, day, *state in connection.execute(_DAYS):
+    for text, org, organization, span, first, last, revision, counts in connection.execute(_SPANS):
         dimensions = msgspec.json.decode(text, type=sums.Keys)
-        fold = day_sums.Fold(org, organization, day, 0, None, 0)
-        [(_, now, totals, _)] = summaries.fold(connection, [fold], dimensions)
-        if (state[1], state[2]) != (now.revision, now.records) or now.seq is None:
+        fold = day_sums.Fold(org, organization, first, last, 0, [])
+        [now] = summaries.fold(connection, [fold], dimensions, kept=False)
+        if now.revision != revision or now.counts != msgspec.json.decode(counts, type=dict[int, int]):
             continue
         kept = {
             (keys, currency): _normalized(amounts)
-            for keys, currency, *amounts in connection.execute(_OF_DAY, (grouping, day))
+            for keys, currency, *amounts in connection.execute(_OF_SPAN, (span,))
         }
         wrong += kept != {
             (msgspec.json.encode(keys).decode(), currency): _normalized(amounts)
-            for (keys, _, currency), amounts in totals.items()
+            for (keys, _, currency), amounts in now.sums.items()
         }
     if wrong:
         yield f"sums: those of {wrong} kept days are not those of the rows"

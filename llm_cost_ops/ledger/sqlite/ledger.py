@@ -402,7 +402,7 @@ async def _other_cards() -> None:
     """The answer where the cards are those of another revision."""
 
 
-_FOLD_RECORDS = 100_000
+_FOLD_ROWS = 100_000
 _FOLD_WAIT = 0.25
 
 Write = Callable[[Job[None], CallContext], Awaitable[None]]
@@ -449,31 +449,32 @@ class SqliteSums:
         buckets: Sequence[tuple[datetime, datetime]] | None,
         context: CallContext,
     ) -> None:
-        """Keep the sums of days that a query is about to read, some days at a time.
+        """Keep the sums of days that a query is about to read: of single ones, some at a time, then spans.
 
         The query is exact without them: what can't be written now is left to the next one.
         """
         dimensions = day_sums.dimensions_of(where, group_by)
         if dimensions is None or not summaries.needs_rows(where, group_by):
             return
-        query = partial(summaries.to_fold, where=where, group_by=group_by, buckets=buckets)
-        left = await self._readers.read(query, context)
-        while left:
-            size = records = 0
-            while size < len(left) and (not size or records + left[size].records <= _FOLD_RECORDS):
-                records += left[size].records
-                size += 1
-            folds, left = left[:size], left[size:]
-            found = partial(summaries.fold, folds=folds, dimensions=dimensions)
-            try:
-                folded = await self._readers.read(found, context)
-                await self._keep(dimensions, folded, context)
-            except RpcError:
-                context.check_deadline()
-                return
-            if all(each.state.seq is None for each in folded):
-                # Days that can't be kept would be read twice: the others are left to later queries.
-                return
+        for long in (False, True):
+            query = partial(summaries.to_fold, where=where, group_by=group_by, buckets=buckets, long=long)
+            left = await self._readers.read(query, context)
+            while left:
+                size = rows = 0
+                while size < len(left) and (not size or rows + left[size].rows <= _FOLD_ROWS):
+                    rows += left[size].rows
+                    size += 1
+                folds, left = left[:size], left[size:]
+                found = partial(summaries.fold, folds=folds, dimensions=dimensions)
+                try:
+                    folded = await self._readers.read(found, context)
+                    await self._keep(dimensions, folded, context)
+                except RpcError:
+                    context.check_deadline()
+                    return
+                if not any(each.kept for each in folded):
+                    # What can't be kept would be read twice: the others are left to later queries.
+                    break
 
     async def _keep(
         self, dimensions: tuple[str, ...], folded: list[day_sums.Folded], context: CallContext

@@ -70,7 +70,7 @@ def remove(
         (moment, organization, REMOVED_AT, moment),
     )
     if cursor.rowcount:
-        day_sums.forget_before(cursor, organization, moment // day_sums.DAY)
+        day_sums.forget_before(cursor, organization, moment)
         add_events(cursor, [audit.retention_applied(organization, before, at, actor)])
     # Rows count in the sums once they are folded.
     fold(cursor)

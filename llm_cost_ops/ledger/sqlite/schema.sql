@@ -149,22 +149,21 @@ CREATE TABLE day_group (
     currency TEXT NOT NULL,
     UNIQUE (grouping, keys, currency)
 ) STRICT;
--- A day holds its rows up to seq, with the revisions up to revision: so many records. seq is NULL where it has
--- too many groups.
-CREATE TABLE day_state (
+-- The days [first, last) with their rows up to seq and the revisions up to revision. counts is a JSON object of
+-- the records of each day, groups how many groups they have: NULL where these are too many to be kept.
+CREATE TABLE day_span (
+    id INTEGER PRIMARY KEY,
     grouping INTEGER NOT NULL,
-    day INTEGER NOT NULL,
-    seq INTEGER,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
     revision INTEGER NOT NULL,
-    records INTEGER NOT NULL,
-    PRIMARY KEY (grouping, day)
-) STRICT, WITHOUT ROWID;
--- How often kept days were forgotten: what was calculated before is not kept after.
-CREATE TABLE day_forgotten (id INTEGER PRIMARY KEY CHECK (id = 1), times INTEGER NOT NULL) STRICT;
-INSERT INTO day_forgotten VALUES (1, 0);
+    counts TEXT NOT NULL,
+    groups INTEGER,
+    UNIQUE (grouping, first, last)
+) STRICT;
 CREATE TABLE day_sum (
-    grouping INTEGER NOT NULL,
-    day INTEGER NOT NULL,
+    span INTEGER NOT NULL,
     grp INTEGER NOT NULL,
     records INTEGER NOT NULL,
     requests INTEGER NOT NULL,
@@ -177,8 +176,11 @@ CREATE TABLE day_sum (
     reported_requests INTEGER NOT NULL,
     reported_micros INTEGER NOT NULL,
     reported_picos INTEGER NOT NULL,
-    PRIMARY KEY (grouping, day, grp)
+    PRIMARY KEY (span, grp)
 ) STRICT, WITHOUT ROWID;
+-- How often kept sums were forgotten: what was calculated before is not kept after.
+CREATE TABLE day_forgotten (id INTEGER PRIMARY KEY CHECK (id = 1), times INTEGER NOT NULL) STRICT;
+INSERT INTO day_forgotten VALUES (1, 0);
 
 -- Price cards that were added; line is what a card is a version of: everything but its dates and prices.
 CREATE TABLE card (

@@ -14,7 +14,7 @@ from llm_cost_ops._gen.messages import RateCard
 from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.pieces import Piece, pieces_of
 from llm_cost_ops.ledger.retention import check_known
-from llm_cost_ops.ledger.sqlite import day_sums
+from llm_cost_ops.ledger.sqlite import day_spans, day_sums
 from llm_cost_ops.ledger.sqlite.meter_sums import add_meter_rows
 from llm_cost_ops.ledger.sqlite.sums import (
     ANY_ORG,
@@ -88,19 +88,17 @@ def needs_rows(where: Filter, group_by: Keys) -> bool:
 
 
 def to_fold(
-    connection: sqlite3.Connection, where: Filter, group_by: Keys, buckets: Buckets
+    connection: sqlite3.Connection, where: Filter, group_by: Keys, buckets: Buckets, *, long: bool
 ) -> list[day_sums.Fold]:
-    """Which days are to be kept before a query is answered."""
+    """What is to be kept of days before a query is answered: see day_sums."""
     _check_known(connection, where, group_by, buckets)
-    return day_sums.to_fold(connection, where, group_by, list(pieces_of(where, buckets)))
+    return day_sums.to_fold(connection, where, group_by, list(pieces_of(where, buckets)), long=long)
 
 
 def fold(
-    connection: sqlite3.Connection,
-    folds: Sequence[day_sums.Fold],
-    dimensions: Keys,
+    connection: sqlite3.Connection, folds: Sequence[day_sums.Fold], dimensions: Keys, *, kept: bool = True
 ) -> list[day_sums.Folded]:
-    """What is to be kept of days, from their rows."""
+    """What is to be kept of days, from what is kept already and the rows; or from rows alone."""
     unkept_cards: list[str] = []
 
     def unkept(card_id: str, *_: object) -> RateCard | None:
@@ -111,20 +109,13 @@ def fold(
     found = []
     for each in folds:
         unkept_cards.clear()
-        sums: Totals = {}
+        days: list[Piece] = [(0, each.first * day_spans.DAY, each.last * day_spans.DAY)]
         where = Filter(organization_ids=(each.organization,))
-        query = None if "meter" in dimensions else SumQuery(connection, where, dimensions, sums)
-        start = each.day * day_sums.DAY
-        load_rests(connection, [(0, start, start + day_sums.DAY, each.org, each.after)])
-        if query is None:
-            add_meter_rows(connection, where, dimensions, ITS_ORG, unkept, sums)
-        else:
-            query.add_rows_of_pieces(ITS_ORG)
+        totals = _totals_of(connection, where, dimensions, days, unkept, kept=kept)
+        sums = {place: amounts for place, amounts in totals.items() if amounts[0]}
+        worth = not unkept_cards and day_sums.is_worth_keeping(each, sums)
         state = day_sums.state_now(connection, each)
-        # Nothing is written of a day whose groups are too many by these rows alone.
-        if unkept_cards or len(sums) * day_sums.MIN_ROWS_A_GROUP > state.records:
-            state = state._replace(seq=None)
-        found.append(day_sums.Folded(each, state, sums, day_sums.times_forgotten(connection)))
+        found.append(day_sums.Folded(each, *state, sums, day_sums.times_forgotten(connection), worth))
     return found
 
 
@@ -149,15 +140,26 @@ def _totals(
     buckets: Buckets,
     card_of: CardOf | None,
 ) -> Totals:
-    totals: Totals = {}
     _check_known(connection, where, group_by, buckets)
+    return _totals_of(connection, where, group_by, list(pieces_of(where, buckets)), card_of)
+
+
+def _totals_of(
+    connection: sqlite3.Connection,
+    where: Filter,
+    group_by: Keys,
+    pieces: list[Piece],
+    card_of: CardOf | None,
+    *,
+    kept: bool = True,
+) -> Totals:
+    totals: Totals = {}
     if "meter" in group_by:
         query = None
     else:
         query = SumQuery(connection, where, group_by, totals)
         if not query.groups:
             return totals
-    pieces = list(pieces_of(where, buckets))
     if not pieces:
         return totals
     if query is not None and not needs_rows(where, group_by):
@@ -171,13 +173,16 @@ def _totals(
         else:
             query.add_rows_of_pieces(belongs)
 
-    rest = day_sums.add_kept(connection, where, group_by, pieces, totals)
+    rest = day_sums.Rest(pieces, [])
+    if kept:
+        rest = day_sums.add_kept(connection, where, group_by, pieces, totals)
     if rest.anywhere:
         load_intervals(connection, rest.anywhere)
         add_rows(ANY_ORG)
     if rest.of_organizations:
-        rest.load(connection)
+        load_rests(connection, rest.of_organizations)
         add_rows(ITS_ORG)
+    day_sums.settle(totals)
     return totals
 
 

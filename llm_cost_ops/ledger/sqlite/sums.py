@@ -65,8 +65,7 @@ TEMPORARY = (
         org INTEGER, after INTEGER
     )""",
     """CREATE TEMP TABLE IF NOT EXISTS kept (
-        grouping INTEGER NOT NULL, day INTEGER NOT NULL, bucket INTEGER NOT NULL,
-        PRIMARY KEY (bucket, grouping, day)
+        bucket INTEGER NOT NULL, span INTEGER NOT NULL, PRIMARY KEY (bucket, span)
     ) WITHOUT ROWID""",
     "CREATE TEMP TABLE IF NOT EXISTS wanted (grp INTEGER PRIMARY KEY)",
     """CREATE TEMP TABLE IF NOT EXISTS tail (
@@ -79,8 +78,8 @@ TEMPORARY = (
 """The tables that queries need on their connection.
 
 The series that a filter lets through, and the group of each; the pieces of time that are summed, of one
-organization or of all; the days that are kept of these, and their groups that the filter lets through; and
-the sums of the rows that are not in rollup yet.
+organization or of all; the spans of days that are kept of these, and their groups that the filter lets
+through; and the sums of the rows that are not in rollup yet.
 """
 
 

@@ -81,7 +81,7 @@ async def create_key(
 
 
 async def revoke_key(keys: KeyStore, key_id: str, context: CallContext) -> ApiKey:
-    """Revoke a key for ever; NOT_FOUND when there is none. A key that is revoked stays so."""
+    """Revoke a key for ever; NOT_FOUND when there is none."""
     found = key_id_of(key_id)
     now = context.now()
     key = await keys.revoke(found, now, context, actor=actor_of(context)) if found else None

@@ -4,7 +4,7 @@ A call without a principal is one of the embedded engine, or of a server without
 Any other is held to its principal's role and organizations by the rule of its method in RULES; a method
 without a rule is closed to it. To name another organization is PERMISSION_DENIED, whether that organization
 exists or not; a filter that names none means all of the principal's own; what belongs to another organization
-is NOT_FOUND by its id, as what does not exist. Servicers ask `admits` of what a request alone can't tell.
+is NOT_FOUND by its id, as what does not exist. Servicers ask `may_access` of what a request alone can't tell.
 """
 
 from __future__ import annotations

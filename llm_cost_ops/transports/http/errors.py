@@ -1,4 +1,4 @@
-"""Errors over HTTP: the table of statuses, and error bodies both ways."""
+"""Errors over HTTP: codes from statuses, and error bodies both ways."""
 
 from __future__ import annotations
 
@@ -9,30 +9,17 @@ from typing import Any
 import msgspec
 
 from llm_cost_ops.rpc.context import Metadata
-from llm_cost_ops.rpc.status import OVERLOADED, STATUS_BY_REASON, RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import (
+    HTTP_STATUS,
+    OVERLOADED,
+    STATUS_BY_REASON,
+    RpcError,
+    StatusCode,
+    Violation,
+)
 from llm_cost_ops.transports.net.headers import REQUEST_ID_HEADER, retry_after
 
-__all__ = ["HTTP_STATUS", "code_of_status", "error_from_response", "error_to_response"]
-
-HTTP_STATUS: dict[StatusCode, int] = {
-    StatusCode.OK: 200,
-    StatusCode.CANCELLED: 499,
-    StatusCode.UNKNOWN: 500,
-    StatusCode.INVALID_ARGUMENT: 400,
-    StatusCode.DEADLINE_EXCEEDED: 504,
-    StatusCode.NOT_FOUND: 404,
-    StatusCode.ALREADY_EXISTS: 409,
-    StatusCode.PERMISSION_DENIED: 403,
-    StatusCode.RESOURCE_EXHAUSTED: 429,
-    StatusCode.FAILED_PRECONDITION: 400,
-    StatusCode.ABORTED: 409,
-    StatusCode.OUT_OF_RANGE: 400,
-    StatusCode.UNIMPLEMENTED: 501,
-    StatusCode.INTERNAL: 500,
-    StatusCode.UNAVAILABLE: 503,
-    StatusCode.DATA_LOSS: 500,
-    StatusCode.UNAUTHENTICATED: 401,
-}
+__all__ = ["code_of_status", "error_from_response", "error_to_response"]
 
 _CODE: dict[int, StatusCode] = {
     400: StatusCode.INVALID_ARGUMENT,

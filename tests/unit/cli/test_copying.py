@@ -317,7 +317,7 @@ NOT_COPIED = {
     "delta": "sums",
     "day_grouping": "sums",
     "day_group": "sums",
-    "day_state": "sums",
+    "day_span": "sums",
     "day_sum": "sums",
     "day_forgotten": "sums",
     "removed_sum": "of removed records, with which no ledger is copied",

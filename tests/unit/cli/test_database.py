@@ -11,6 +11,7 @@ import threading
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -210,6 +211,25 @@ def test_a_database_may_be_named_by_its_url(tmp_path: Path, capsys: pytest.Captu
     for action in (["init", "sqlite://"], ["status", "sqlite://"], ["backup", "sqlite://", str(copy) + "2"]):
         assert main(["db", *action]) == 2
         assert "name a file" in capsys.readouterr().err
+
+
+def test_a_backup_names_the_folder_that_is_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = tmp_path / "costs.db", tmp_path / "there" / "backup.db"
+    target.parent.mkdir()
+    with Sync(source) as store:
+        store.append([entry(n, idempotency_key=f"{n}") for n in range(100)])
+    connect = sqlite3.connect
+
+    def small(database: str, *arguments: object, **options: Any) -> sqlite3.Connection:
+        made = connect(database, *arguments, **options)
+        if str(target.parent) in database:
+            made.execute("PRAGMA max_page_count = 2")
+        return made
+
+    with patch("llm_cost_ops.cli.database.sqlite3.connect", small):
+        assert main(["db", "backup", str(source), str(target)]) == 2
+    assert f"{target.parent}: No space left on device" in capsys.readouterr().err
+    assert list(target.parent.iterdir()) == []
 
 
 def test_a_backup_waits_for_nobody_and_nobody_for_it(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from llm_cost_ops import CostOpsClient, cli
-from llm_cost_ops.cli.output import Cell, Column, Output, Table, money
+from llm_cost_ops.cli.output import Cell, Column, Output, Table, _rich_table, money
 
 LONG = "m-" + "x" * 250
 WITHOUT_RICH = (
@@ -176,7 +177,7 @@ def test_an_empty_listing_is_still_one(tmp_path: Path, capsys: pytest.CaptureFix
     assert run("keys", "list", "--db", database, "--json") == 0
     assert json.loads(capsys.readouterr().out) == []
     assert run("costs", "--db", database, "--organization", "nobody", "--csv") == 0
-    assert capsys.readouterr().out == "group,requests,tokens,cost\n"
+    assert capsys.readouterr().out == "group,requests,tokens,cost,currency\n"
 
 
 AMOUNTS = st.decimals(allow_nan=False, allow_infinity=False, places=9, min_value=-(10**6), max_value=10**6)
@@ -196,11 +197,38 @@ def test_points_stand_under_each_other(rows: list[tuple[str, Decimal]]) -> None:
 
 
 def test_a_terminal_that_is_too_narrow_cuts_texts_and_no_numbers(database: Path) -> None:
-    for arguments in (("costs",), ("usage", "list")):
-        shown = on_a_terminal(WITH_RICH, *arguments, "--db", database)
-        assert "…" in shown
-        assert "123,456" in shown
-        assert "0.30864" in shown
+    shown = on_a_terminal(WITH_RICH, "costs", "--db", database)
+    assert "…" in shown
+    assert "123,456" in shown
+    assert "0.30864" in shown
+
+
+def test_a_terminal_that_is_too_narrow_shows_what_a_list_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "costs.db"
+    with CostOpsClient(base_url=f"sqlite:///{path}") as client:
+        sent = client.usage.submit(
+            organization_id="acme", provider="openai", model_id="gpt-4o", output_tokens=1000
+        )
+    shown = on_a_terminal(WITH_RICH, "usage", "list", "--db", path)
+    assert sent.usage_id in shown
+    assert "gpt-4o" in shown
+    assert "0.01" in shown
+    assert "no room for organization, provider, input, output" in shown
+    wide = on_a_terminal(WITH_RICH, "usage", "list", "--db", path, environment={"COLUMNS": "200"})
+    assert "no room" not in wide
+    assert "priced" in wide
+
+
+def test_no_name_is_cut_for_a_bar() -> None:
+    for length in range(20, 45):
+        table = Table(
+            columns=[Column("name"), Column("cost", right=True)],
+            rows=[["x" * length, Decimal("0.25")]],
+            shares=[1.0],
+        )
+        shown = io.StringIO()
+        Console(width=60, file=shown).print(_rich_table(table, 60))
+        assert "x" * length in shown.getvalue()
 
 
 @pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import stat
 import subprocess
 import sys
 import tracemalloc
@@ -102,6 +104,41 @@ def test_an_export_that_fails_leaves_the_file_as_it_was(
     assert run("export", "--db", database, "--output", tmp_path / "missing" / "usage.csv") == 2
 
 
+def test_an_export_into_a_pipe_is_written_to_it(database: Path, tmp_path: Path) -> None:
+    """A file was put in its place, and in that of a device such as /dev/null, which root may replace."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert run("export", "--db", database, "--output", pipe) == 0
+    assert pipe.is_fifo()
+    assert os.read(reading, 64 * 1024).count(b"\n") == 3
+    os.close(reading)
+
+
+def test_an_export_over_a_link_leaves_the_link_and_the_mode_of_the_file(
+    database: Path, tmp_path: Path
+) -> None:
+    target, link = tmp_path / "target.jsonl", tmp_path / "link.jsonl"
+    target.write_text("what was there")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    assert run("export", "--db", database, "--output", link) == 0
+    assert link.is_symlink()
+    assert target.read_bytes().startswith(b"{")
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+def test_an_export_is_named_as_what_it_is(
+    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "usage.parquet"
+    assert run("export", "--db", database, "--output", path) == 2
+    assert "--format" in capsys.readouterr().err
+    assert not path.exists()
+    assert run("export", "--db", database, "--output", path, "--format", "csv") == 0
+    assert path.read_text().startswith("id,")
+
+
 def test_an_export_takes_no_more_memory_for_more_records() -> None:
     def peak(count: int) -> int:
         tracemalloc.start()
@@ -158,6 +195,14 @@ def test_estimate(
     assert "say how much is used" in capsys.readouterr().err
     assert run("estimate", "openai", "gpt-4o", "--input", 0) == 0, "nothing costs nothing"
     assert list(tmp_path.iterdir()) == [], "an estimate makes no database"
+
+
+def test_a_model_is_named_with_its_provider_in_one_word_or_two(capsys: pytest.CaptureFixture[str]) -> None:
+    for named in (("openai/gpt-4o",), ("openai", "gpt-4o")):
+        assert run("estimate", *named, "--input", 1000, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["total_cost"] == "0.0025"
+    assert run("estimate", "gpt-4o", "--input", 1000) == 2
+    assert "openai/gpt-4o" in capsys.readouterr().err
 
 
 def test_reprice(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -346,7 +391,16 @@ def test_costs_in_a_currency_that_nothing_cost_tell_the_others(
     assert cli.main(["costs", "--db", database, "--currency", "EUR"]) == 0
     printed = capsys.readouterr().out
     assert "1.00 EUR for 2 requests" in printed
-    assert "and 0.01 USD for 1 request" in printed
+    assert "and 0.01 USD for 1 of them" in printed
+    assert cli.main(["costs", "--db", database, "--by", "model", "--csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [(row["model"], row["cost"], row["currency"], row["cost_eur"]) for row in rows] == [
+        ("gpt-4o", "0.01", "USD", "0"),
+        ("m", "0", "USD", "1"),
+    ]
+    assert cli.main(["costs", "--db", database, "--by", "model", "--plot"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("m ")]
+    assert line.split() == ["m", "-", "1.00", "EUR"]
 
 
 def test_costs_tell_what_providers_reported(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -368,9 +422,8 @@ def test_usage_is_corrected_voided_and_its_revisions_shown(
     changes = ("--set", "input_tokens=2000", "--set", "tags=null", "--set", "model_id=gpt-4o-mini")
     assert run("usage", "correct", record.id, *place, "--reason", "wrong model", *changes) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("2  ")
-    assert "corrected  openai/gpt-4o-mini  2000 in, 500 out" in shown
-    assert "wrong model" in shown
+    assert shown.splitlines()[2].split()[3:7] == ["openai/gpt-4o-mini", "2,000", "500", "0.0106"]
+    assert shown.splitlines()[2].endswith("wrong model")
     assert run("usage", "void", record.id, *place, "--reason", "a test") == 0
     capsys.readouterr()
     assert run("usage", "revisions", record.id, *place, "--json") == 0

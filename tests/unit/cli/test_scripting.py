@@ -73,6 +73,9 @@ def run(*arguments: Any) -> int:
         ("2w", "", "2026-02-15", "2026-02-15"),
         ("12h", "Europe/Berlin", "2026-02-28T12:30:00Z", "2026-02-28T12:30:00Z"),
         ("2026-01-05", "", "2026-01-05", "2026-01-05"),
+        ("2024-02", "America/Los_Angeles", "2024-02-01", "2024-02-29"),
+        ("2025-12", "", "2025-12-01", "2025-12-31"),
+        ("2026-13", "", "2026-13", "2026-13"),
         ("tomorrow", "", "tomorrow", "tomorrow"),
     ],
 )
@@ -307,6 +310,12 @@ def test_a_price_of_ones_own_prices_what_comes_and_what_is_priced_again(
     shown = capsys.readouterr().out
     assert shown.startswith("openai/unheard-of, card ")
     assert "PAGES" in shown
+    assert run("prices", "list", "--db", database, "--csv") == 0
+    [card] = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert (card["model"], card["organization"], card["input"]) == ("openai/unheard-of", "acme", "2")
+    assert card["holds"] == "from 2026-01-01"
+    assert run("prices", "list", "another", "--db", database) == 1
+    assert "prices add" in capsys.readouterr().out
     call = ("openai", "unheard-of", "--organization", "acme", "--db", database, "--json")
     used = ("--input", 1_000_000, "--cached", 500_000, "--output", 100_000, "--meter", "PAGES=5")
     assert run("estimate", *call, *used) == 0

@@ -103,7 +103,7 @@ def test_a_killed_process_loses_nothing_and_a_living_one_keeps_its_own(
         [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    told = [int(process.stdout.readline()) for _ in range(300)]
+    told = [int(process.stdout.readline()) for _ in range(150)]
     beside = Spool(tmp_path)
     assert beside.pending == 0, "the segments of a process that lives are its own"
     process.send_signal(signal.SIGKILL)
@@ -113,6 +113,67 @@ def test_a_killed_process_loses_nothing_and_a_living_one_keeps_its_own(
     assert beside.take_over() >= len(told)
     assert drained(beside)[: len(told)] == [b"record %d" % number for number in told]
     beside.close()
+
+
+@pytest.mark.parametrize("deleted", ["files", "folder", "folder and made again"])
+def test_what_is_kept_after_the_files_were_deleted_is_there_for_the_next_process(
+    tmp_path: Path, deleted: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "spool"
+    spool = Spool(folder)
+    spool.append(b"before")
+    for path in files(folder):
+        path.unlink()
+    if deleted != "files":
+        folder.rmdir()
+    if deleted == "folder and made again":
+        folder.mkdir(0o700)
+    spool.take_over()
+    assert "was deleted" in caplog.text
+    spool.append(b"after")
+    (kept,) = files(folder)
+    assert b"after" in kept.read_bytes()
+    assert drained(spool) == [b"before", b"after"]
+    spool.append(b"left")
+    spool.close()
+    following = Spool(folder)
+    assert drained(following) == [b"left"]
+    following.close()
+
+
+def test_many_segments_are_not_as_many_open_files(tmp_path: Path) -> None:
+    payloads = [b"record %d" % number for number in range(150)]
+    for number, payload in enumerate(payloads):
+        dead = Spool(tmp_path / "dead")
+        dead.append(payload)
+        dead.close()
+        # Set aside, so that the next one does not take it over.
+        (left,) = files(tmp_path / "dead")
+        left.rename(tmp_path / f"{number:03}.segment")
+    opened = len(opened_files())
+    spool = Spool(tmp_path)
+    assert (spool.status().segments, spool.status().records) == (150, 150)
+    assert spool.status().bytes == sum(path.stat().st_size for path in files(tmp_path))
+    assert len(opened_files()) < opened + 100
+    found = []
+    while (batch := spool.next_batch(10, 1000)) is not None:
+        assert spool.pending, "who waits until nothing is pending must not stop at the first ones"
+        assert len(opened_files()) < opened + 100
+        found += batch.payloads
+        spool.acknowledge(batch)
+    assert sorted(found) == sorted(payloads)
+    assert (spool.kept, spool.pending, files(tmp_path)) == (150, 0, [])
+    spool.close()
+
+
+def test_a_large_spool_is_not_as_many_open_files(tmp_path: Path) -> None:
+    opened = len(opened_files())
+    spool = Spool(tmp_path, max_bytes=1024 * 1024 * 1024)
+    payload = bytes(MAX_FRAME_BYTES)
+    for _ in range(17):
+        spool.append(payload)
+    assert len(opened_files()) - opened <= 4
+    spool.close()
 
 
 @pytest.mark.parametrize("at", [0, 3, 4, 9, 12, 15, 30])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +12,7 @@ import pytest
 
 from llm_cost_ops.dashboard import app
 from llm_cost_ops.dashboard.records import RECORD_PATH
+from llm_cost_ops.dashboard.rendering import asset
 from llm_cost_ops.dashboard.sessions import COOKIE, SESSION_SECONDS
 from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.rpc.context import drive
@@ -51,6 +53,16 @@ async def test_every_page_asks_who_looks(ledger: Ledger, address: str) -> None:
         assert answer.status_code == 303
         assert answer.headers["location"].startswith("/dashboard/sign-in")
         assert answer.content == b""
+
+
+def test_names_of_files_that_are_not_there_are_not_kept() -> None:
+    """Whoever connects may ask for any."""
+    tracemalloc.start()
+    for number in range(100):
+        assert asset(f"{number:030000}") is None
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1_000_000
 
 
 async def test_signing_in_gives_a_cookie_without_the_key(ledger: Ledger) -> None:

@@ -185,6 +185,18 @@ async def test_the_plot_has_every_digit(client: httpx.AsyncClient) -> None:
     assert {len(series["points"]) for series in plot["series"]} == {len(plot["labels"])}
 
 
+async def test_a_share_of_nothing_is_no_share(client: httpx.AsyncClient) -> None:
+    page = (await client.get("/dashboard/tokens?period=90d&interval=hour")).text
+    cells = {}
+    for label, row in re.findall(
+        r'<tr><th scope="row">([^<]*)</th>((?:<td class="num">[^<]*</td>)+)</tr>', page
+    ):
+        cells.setdefault(label, []).append(re.findall(r'<td class="num">([^<]*)</td>', row))
+    shares = {counts[:2] == ["0", "0"]: share for (counts, [share]) in cells.values()}
+    assert shares[True] == "–"
+    assert shares[False].endswith(" %")
+
+
 async def test_the_same_names_have_the_same_colours(client: httpx.AsyncClient) -> None:
     pages = [(await client.get(f"/{path}?period=90d&interval={interval}")).text
              for path in ("", "dashboard/requests") for interval in ("day", "week", "month")]  # fmt: skip

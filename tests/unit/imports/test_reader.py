@@ -185,9 +185,11 @@ def test_an_unknown_file_says_what_was_looked_for(tmp_path: Path, capsys: pytest
     assert "Claude Code session log" in complaints
     assert "--map model_id=modelName --map input_tokens=promptTok" in complaints
     path = tmp_path / "usage.csv"
-    path.write_text("When,ContextTokens\n1,2\n")
+    path.write_text("When,ContextTokens,Vendor,Model Name\n1,2,3,4\n")
     assert main(["import", str(path), "--db", str(tmp_path / "c.db")]) == 2
     complaints = capsys.readouterr().err
+    # As a shell takes it.
+    assert "--map provider=Vendor --map 'model_id=Model Name' --map input_tokens=ContextTokens" in complaints
     assert "Anthropic console CSV" in complaints
     assert "--map input_tokens=ContextTokens" in complaints
 
@@ -236,6 +238,40 @@ def test_a_truncated_file_is_told_and_its_beginning_recorded(
     path.write_bytes(gzip.compress(lines(*[{**CALL, "input_tokens": n} for n in range(9999)]))[:-200])
     assert main(["import", str(path), "--db", str(tmp_path / "c.db")]) == 1
     assert "the compressed file is broken or ends before it is complete" in capsys.readouterr().err
+
+
+TABLE = "provider,model_id,input_tokens,output_tokens\n" + "openai,gpt-4o,5179,2930\n" * 2
+
+
+@pytest.mark.parametrize("cut", range(1, 24, 2))
+def test_the_last_row_of_a_table_that_is_cut_off_is_not_recorded(cut: int) -> None:
+    found = list(opened(TABLE.encode("utf-16")[:-cut], "usage.csv"))
+    assert [item.record.output_tokens for item in found if isinstance(item.record, UsageRecord)] == [2930]
+    assert [(item.line, item.record) for item in found if isinstance(item.record, str)] == [
+        (3, "is cut off"),
+        (4, "the file is not UTF-16 from here on: truncated data"),
+    ]
+
+
+@pytest.mark.parametrize(("cut", "noted"), [(0, False), (1, True), (2, True)])
+def test_a_last_row_that_may_be_cut_off_is_noted(cut: int, noted: bool) -> None:
+    file = opened(TABLE.encode()[: len(TABLE) - cut], "usage.csv")
+    assert len(list(file)) == 2
+    assert file.notes == (["a table whose last line has no end (it may be cut off)"] if noted else [])
+
+
+@pytest.mark.parametrize("mapping", [None, {"model_id": "model"}], ids=["known", "mapped"])
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "the file has no header"),
+        (gzip.compress(TABLE.encode())[:-20], "the compressed file is broken or ends before it is complete"),
+    ],
+    ids=["empty", "broken"],
+)
+def test_a_table_without_a_header_is_refused(data: bytes, why: str, mapping: dict[str, str] | None) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        list(opened(data, "usage.csv.gz", mapping=mapping))
 
 
 def test_an_export_in_csv_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,16 +20,19 @@ from llm_cost_ops._gen.messages import (
     RevisionKind,
     UsageRecord,
 )
-from llm_cost_ops.ledger.sqlite import day_sums
+from llm_cost_ops.ledger.encoding import to_micros
+from llm_cost_ops.ledger.sqlite import day_sums, summaries
 from llm_cost_ops.ledger.sqlite import ledger as sqlite_ledger
 from llm_cost_ops.ledger.sqlite import sums as rollups
+from llm_cost_ops.ledger.sqlite.day_spans import DAY
 from llm_cost_ops.ledger.sqlite.ledger import SqliteSums
 from llm_cost_ops.ledger.types import Entry, Filter, Revision
 from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rules.times import buckets_between
 from tests.dict_ledger import DictLedger
-from tests.unit.ledger.making import START, TAKEN, Sync
+from tests.life_suite import faults, remove
+from tests.unit.ledger.making import START, TAKEN, Sync, entry
 
 DIMENSIONS = (
     "organization",
@@ -67,7 +70,7 @@ def book(price: int) -> PriceBook:
 def some(chance: random.Random) -> dict[str, Any]:
     """The fields of a record: many of few days, and some of any moment."""
     moment = START + timedelta(
-        days=chance.randrange(3), microseconds=chance.choice([0, 1, 10**9, 864 * 10**8 - 1])
+        days=chance.randrange(6), microseconds=chance.choice([0, 1, 10**9, 864 * 10**8 - 1])
     )
     if chance.random() < 0.1:
         moment = datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
@@ -91,6 +94,10 @@ def some(chance: random.Random) -> dict[str, Any]:
     }
 
 
+def of_days(first: int, last: int) -> Filter:
+    return Filter(start=START + timedelta(days=first), end=START + timedelta(days=last))
+
+
 FILTERS = [
     *[Filter()] * 6,
     Filter(tags=("x",)),
@@ -102,6 +109,11 @@ FILTERS = [
     Filter(organization_ids=("acme",)),
     Filter(statuses=("voided", "priced"), user_ids=("u",)),
     Filter(start=START + timedelta(microseconds=1)),
+    *[
+        Filter(start=START + timedelta(days=first), end=START + timedelta(days=first + 4))
+        for first in range(3)
+    ],
+    Filter(end=START + timedelta(days=3), labels={"team": "red"}),
 ]
 GROUPINGS = [
     (),
@@ -114,7 +126,7 @@ GROUPINGS = [
 ]
 
 
-def entry(chance: random.Random, prices: PriceBook) -> Entry:
+def some_entry(chance: random.Random, prices: PriceBook) -> Entry:
     record = UsageRecord(provider="openai", **some(chance))
     if not record.input_tokens:
         record.cached_tokens = record.cache_write_tokens = 0
@@ -143,15 +155,18 @@ def test_answers_are_those_of_a_ledger_in_dicts(
     """Whatever comes late, is priced anew, cannot be kept or is forgotten in between."""
     chance = random.Random(seed)
     monkeypatch.setattr(day_sums, "MIN_ROWS", chance.choice([1, 2, 5]))
-    monkeypatch.setattr(day_sums, "MIN_ROWS_A_GROUP", chance.choice([0, 0, 1]))
+    few = seed % 4 == 3
+    monkeypatch.setattr(day_sums, "MIN_ROWS_A_GROUP", 1 if few else 0)
+    monkeypatch.setattr(day_sums, "MIN_ROWS_OF_LONG", chance.choice([1, 5, 20]))
+    monkeypatch.setattr(day_sums, "MAX_LONG", chance.choice([1, 2, 4]))
     monkeypatch.setattr(rollups, "FOLD_EVERY", chance.choice([1, 3, 128]))
-    kept, prices = 0, book(1)
+    kept, long, prices = 0, 0, book(1)
     path = tmp_path / "costs.db" if seed % 2 else None
     with Sync(path, durability="process") as store, Sync(ledger=DictLedger()) as dicts:
         for _ in range(100):
             action = chance.choice(["append", "reprice", "revise", "forget", *["ask"] * 7])
             if action == "append":
-                batch = [entry(chance, prices) for _ in range(chance.randrange(1, 9))]
+                batch = [some_entry(chance, prices) for _ in range(chance.randrange(1, 9))]
                 store.append(batch)
                 dicts.append(batch)
             elif action == "reprice":
@@ -164,8 +179,14 @@ def test_answers_are_those_of_a_ledger_in_dicts(
                 day_sums.forget(store.store._writer.open().cursor(), "acme")
             else:
                 ask(store, dicts, chance)
-                kept += store.store._writer.open().execute("SELECT count(*) FROM day_sum").fetchone()[0]
-    assert kept > 100
+                connection = store.store._writer.open()
+                kept += connection.execute("SELECT count(*) FROM day_sum").fetchone()[0]
+                long += connection.execute(_LONG).fetchone()[0]
+        assert not faults(store)
+    assert few or min(kept, 100 * long) > 100
+
+
+_LONG = "SELECT count(*) FROM day_span WHERE last > first + 1 AND groups NOTNULL"
 
 
 def revise(store: Sync, dicts: Sync, chance: random.Random, prices: PriceBook) -> None:
@@ -177,7 +198,7 @@ def revise(store: Sync, dicts: Sync, chance: random.Random, prices: PriceBook) -
     found = dicts.get_cost(chosen.id, chosen.organization_id)
     by, units, record = Pricing(CostStatus.VOIDED, found.currency), found.units, None
     if chance.random() < 0.7:
-        made = entry(chance, prices)
+        made = some_entry(chance, prices)
         record, units, by = made.record, made.units, made.by
         record.organization_id, record.timestamp = chosen.organization_id, chosen.timestamp
     revision = Revision(
@@ -217,7 +238,7 @@ def test_days_with_as_many_groups_as_records_are_found_out_one_query_at_a_time(
 ) -> None:
     """A first query reads the rows of some days twice, not of all, and writes no group of them."""
     monkeypatch.setattr(day_sums, "MIN_ROWS", 2)
-    monkeypatch.setattr(sqlite_ledger, "_FOLD_RECORDS", 1)
+    monkeypatch.setattr(sqlite_ledger, "_FOLD_ROWS", 1)
     prices, days = book(1), 3
     batch = []
     for number in range(10 * days):
@@ -237,6 +258,106 @@ def test_days_with_as_many_groups_as_records_are_found_out_one_query_at_a_time(
         for tried in (1, 2, 3, 3):
             found = store.summarize(Filter(), ("user",), None)
             assert sorted(amounts.input_tokens for _, _, amounts in found) == list(range(10 * days))
-            states = connection.execute("SELECT seq FROM day_state").fetchall()
+            states = connection.execute("SELECT groups FROM day_span").fetchall()
             assert states == [(None,)] * tried
             assert connection.execute("SELECT count(*) FROM day_group").fetchone() == (0,)
+
+
+_PAIRS = ("user", "model")
+
+
+def fill(store: Sync, dicts: Sync, days: int, first: int = 0) -> None:
+    """Two records of each of three users a day: days of as few rows a group save nothing."""
+    batch = [
+        entry(day * 86_400 + at, user_id=f"user-{at % 3}", model_id=f"model-{at % 2}", input_tokens=at + day)
+        for day in range(first, days)
+        for at in range(6)
+    ]
+    for ledger in (store, dicts):
+        ledger.append(list(batch))
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Which days are read from rows, counted from START; single days and pairs of them are worth keeping."""
+    days: list[int] = []
+
+    def load_rests(connection: Any, rests: Any) -> None:
+        for _, low, high, *_ in rests:
+            days.extend(range(low // DAY - to_micros(START) // DAY, high // DAY - to_micros(START) // DAY))
+        sums_load_rests(connection, rests)
+
+    sums_load_rests = summaries.load_rests
+    monkeypatch.setattr(summaries, "load_rests", load_rests)
+    monkeypatch.setattr(day_sums, "MIN_ROWS_OF_LONG", 7)
+    return days
+
+
+def test_the_days_of_another_interval_are_those_of_a_kept_one_and_what_differs(read: list[int]) -> None:
+    with Sync(durability="process") as store, Sync(ledger=DictLedger()) as dicts:
+        fill(store, dicts, 20)
+        for first, last, differing in ((0, 10, []), (0, 10, []), (1, 11, [0, 10]), (1, 11, []), (2, 11, [1])):
+            read.clear()
+            where = of_days(first, last)
+            assert store.summarize(where, _PAIRS, None) == dicts.summarize(where, _PAIRS, None)
+            assert sorted({*read}) == differing
+        assert store.store._writer.open().execute(_LONG).fetchone() == (2,)
+
+
+def test_a_kept_span_is_calculated_anew_once_one_of_its_days_is_priced_anew(read: list[int]) -> None:
+    with Sync(durability="process") as store, Sync(ledger=DictLedger()) as dicts:
+        fill(store, dicts, 10)
+        store.summarize(of_days(0, 10), _PAIRS, None)
+        for ledger in (store, dicts):
+            ledger.reprice(of_days(4, 5), book(3).price, None, 1000, dry_run=False)
+        where = of_days(0, 9)
+        assert store.summarize(where, _PAIRS, None) == dicts.summarize(where, _PAIRS, None)
+        # The span of which nothing can be read any more is gone.
+        assert store.store._writer.open().execute(_LONG).fetchone() == (1,)
+
+
+def test_what_retention_removed_of_a_day_is_in_no_kept_span(read: list[int]) -> None:
+    with Sync(durability="process") as store, Sync(ledger=DictLedger()) as dicts:
+        fill(store, dicts, 10)
+        store.summarize(of_days(2, 10), _PAIRS, None)
+        assert store.store._writer.open().execute(_LONG).fetchone() == (1,)
+        for ledger in (store, dicts):
+            ledger.set_retention("acme", 30)
+            remove(ledger, START + timedelta(days=2, seconds=3))
+        where = of_days(3, 10)
+        assert store.summarize(where, _PAIRS, None) == dicts.summarize(where, _PAIRS, None)
+
+
+def test_the_last_spans_of_several_days_are_kept(read: list[int]) -> None:
+    with Sync(durability="process") as store, Sync(ledger=DictLedger()) as dicts:
+        fill(store, dicts, 60)
+        for first in range(0, 60, 10):
+            store.summarize(of_days(first, first + 10), _PAIRS, None)
+        connection = store.store._writer.open()
+        assert connection.execute(_LONG).fetchone() == (day_sums.MAX_LONG,)
+        store.summarize(of_days(50, 60), _PAIRS, None)
+        assert not [day for day in read[-10:] if day < 50]
+
+
+def test_no_query_indexes_the_whole_table() -> None:
+    """As SQLite does by itself for a condition on a user, whatever the interval."""
+    statements: list[str] = []
+    with Sync(durability="process") as store:
+        store.append([entry(at, user_id=f"user-{at % 3}") for at in range(9)])
+        connection = store.store._writer.open()
+        connection.set_trace_callback(statements.append)
+        for where in FILTERS:
+            for group_by in GROUPINGS:
+                store.summarize(where, group_by, None)
+            store.summarize_meters(where, ("meter",), None, no_card)
+            store.count(where)
+            store.list_usage(where, "timestamp", True, 10, None, None)
+        connection.set_trace_callback(None)
+        plans = [
+            plan[3]
+            for statement in {*statements}
+            if statement.startswith("SELECT")
+            for plan in connection.execute(f"EXPLAIN QUERY PLAN {statement}")
+        ]
+    assert any("usage_time" in plan for plan in plans)
+    assert not [plan for plan in plans if "AUTOMATIC" in plan]

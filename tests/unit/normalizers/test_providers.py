@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import tracemalloc
 from collections import Counter
 
 import pytest
@@ -35,6 +36,21 @@ def test_names_are_canonical_and_apis_have_one_owner():
     for provider in PROVIDERS:
         assert set(provider.objects.values()) <= set(provider.apis)
         assert set(provider.serves) <= SHARED_APIS
+
+
+def test_long_names_are_not_kept():
+    """A span of 16 MB may hold one, and a thousand of them were."""
+    tracemalloc.start()
+    for number in range(30):
+        long = f"{number:0100000}"
+        record = usage_from_response({"gen_ai.provider.name": long, "gen_ai.request.model": long})
+        assert record.provider == long
+        usage = {"prompt_tokens": 1, "completion_tokens": 1}
+        usage_from_response({"object": "chat.completion", "model": long, "usage": usage}, provider=long)
+    del long, record
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1_000_000
 
 
 def test_no_prefix_of_a_models_name_hides_anothers():

@@ -7,7 +7,6 @@ import pytest
 from llm_cost_ops.pricing.money import (
     divide_half_even,
     from_units,
-    parse_decimal,
     plain,
     product,
     thousandths,
@@ -63,17 +62,3 @@ def test_plain_form() -> None:
     assert str(product([Decimal("0.5"), Decimal("1.10")])) == "0.55"
     assert str(product([])) == "1"
     assert [str(thousandths(count)) for count in (1500, 2000, 1)] == ["1.5", "2", "0.001"]
-
-
-@pytest.mark.parametrize("text", ["0", "-1.5", "123456789012345678.123456789012345678"])
-def test_the_grammar_accepts(text: str) -> None:
-    assert parse_decimal(text) == Decimal(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "1e5", "NaN", "+1", "01", ".5", "1.", "1_000", "١", "1234567890123456789", "0." + "1" * 19, "1\n"],
-)
-def test_the_grammar_refuses(text: str) -> None:
-    with pytest.raises(ValueError, match="plain decimal"):
-        parse_decimal(text)

@@ -137,7 +137,7 @@ def test_what_is_remembered_is_bounded() -> None:
     book = PriceBook([source], capacity=10)
     for number in range(100):
         book.price(make_usage(model_id=f"m-{number}"))
-    assert len(book._edition.plans) == 10
+    assert len(book._snapshot.plans) == 10
     with pytest.raises(ValueError, match="capacity"):
         PriceBook(capacity=0)
 

@@ -112,7 +112,7 @@ LOCKED: dict[str, Callable[[], tuple[ForkSafeLock, Callable[[], object]]]] = {
     "catalog": lambda: (load._in_force.lock, lambda: load.use_catalog(None)),
     "cards": lambda: ((catalog := load.load_catalog())._lock, catalog.entries),
     "default client": lambda: (observer._lock, observer.default_client),
-    "prices": lambda: ((book := PriceBook([]))._edition._lock, lambda: book.choose(make_usage())),
+    "prices": lambda: ((book := PriceBook([]))._snapshot._lock, lambda: book.choose(make_usage())),
 }
 
 

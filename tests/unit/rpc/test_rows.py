@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -73,6 +74,14 @@ def test_polars_keeps_amounts_exact_unless_asked_for_floats(client: CostOpsClien
     assert isinstance(frame.schema["cost"], pl.Decimal)
     assert dict(frame.select("model", "cost").iter_rows()) == COSTS
     assert summary.to_polars(floats=True).schema["cost"] == pl.Float64
+
+
+def test_records_are_written_as_parquet(client: CostOpsClient, tmp_path: Path) -> None:
+    path = tmp_path / "usage.parquet"
+    client.usage.list().to_polars().write_parquet(path)
+    read = pl.read_parquet(path)
+    assert dict(read.select("model_id", "estimated_cost").iter_rows()) == COSTS
+    assert read["labels"].to_list() == [{"a": "b"}] * 2
 
 
 def test_lists_are_tables_of_all_their_pages(client: CostOpsClient) -> None:

@@ -31,9 +31,9 @@ from llm_cost_ops._gen.methods import (
     SUBMIT_USAGE,
 )
 from llm_cost_ops.rpc.context import Metadata, drive
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import HTTP_STATUS, RpcError, StatusCode, Violation
 from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
-from llm_cost_ops.transports.http.errors import HTTP_STATUS, error_from_response, error_to_response
+from llm_cost_ops.transports.http.errors import error_from_response, error_to_response
 from llm_cost_ops.transports.net.headers import (
     decode_timeout,
     encode_timeout,
