@@ -17,7 +17,6 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.currencies import CURRENCIES, CURRENCY_RULE
 from llm_cost_ops.rules.limits import check_amounts
-from llm_cost_ops.service.prices import catalog_card
 
 __all__ = [
     "TIME_DIMENSIONS",
@@ -153,10 +152,7 @@ async def summed(
 ) -> tuple[Rows, Rows]:
     """The rows of the groups, and those of the total: others where a call is in several groups."""
     group_by = tuple(dimensions)
-    if "meter" in group_by:
-        rows = await ledger.sums.summarize_meters(where, group_by, buckets, catalog_card, context)
-    else:
-        rows = await ledger.sums.summarize(where, group_by, buckets, context)
+    rows = await ledger.sums.summarize(where, group_by, buckets, context)
     if _SEVERAL_GROUPS.isdisjoint(group_by):
         return rows, rows
     if buckets and where.end is None:

@@ -170,11 +170,10 @@ def test_no_copy_made_with_cp_passes_for_good_when_it_is_wrong(tmp_path: Path) -
         passed += 1
         with Sync(copy) as store:
             before = store.count(Filter())
-            keys = range(before // 20)
-            for key in keys:
-                store.append(
-                    [entry(key % 9_000, idempotency_key=f"{key}-{i}", user_id=str(i)) for i in range(20)]
-                )
+            again = [(key, i) for key in range(before // 20) for i in range(20)]
+            store.append(
+                [entry(key % 9_000, idempotency_key=f"{key}-{i}", user_id=str(i)) for key, i in again]
+            )
             assert store.count(Filter()) == before
     writing.kill()
     writing.communicate()
