@@ -323,7 +323,7 @@ def _json_parts(data: bytes, at: int) -> Iterator[tuple[int, int, bool]]:
 
 
 def _behind(run: re.Pattern[bytes], data: bytes, at: int) -> int:
-    """The position behind the next byte that cuts."""
+    """The position after the next separator or bracket that is not within a text."""
     in_text = False
     while at < len(data):
         window = at + _WINDOW
