@@ -124,6 +124,12 @@ class Total:
         return from_units(self.units)
 
     @property
+    def average_cost(self) -> Decimal | None:
+        """The cost of a call that has one in the currency that was asked for."""
+        elsewhere = sum(requests for _, requests in self._others.values())
+        return average(self.cost, self.requests - self.unpriced_requests - elsewhere)
+
+    @property
     def reported_cost(self) -> Decimal:
         """The part of the cost that providers stated."""
         return from_units(self.reported_units)

@@ -153,6 +153,7 @@ def test_answers_are_those_of_a_ledger_in_dicts(
     monkeypatch.setattr(day_sums, "MIN_ROWS", chance.choice([1, 2, 5]))
     few = seed % 4 == 3
     monkeypatch.setattr(day_sums, "MIN_ROWS_A_GROUP", 1 if few else 0)
+    monkeypatch.setattr(day_sums, "MIN_ROWS_A_GROUP_OF_LONG", 1 if few else 0)
     monkeypatch.setattr(day_sums, "MIN_ROWS_OF_LONG", chance.choice([1, 5, 20]))
     monkeypatch.setattr(day_sums, "MAX_LONG", chance.choice([1, 2, 4]))
     monkeypatch.setattr(rollups, "FOLD_EVERY", chance.choice([1, 3, 128]))
@@ -231,10 +232,10 @@ def ask(store: Sync, dicts: Sync, chance: random.Random) -> None:
 def test_days_with_as_many_groups_as_records_are_found_out_one_query_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A first query reads the rows of some days twice, not of all, and writes no group of them."""
+    """Each reads the rows of some days twice, until enough were tried, and writes no group of them."""
     monkeypatch.setattr(day_sums, "MIN_ROWS", 2)
     monkeypatch.setattr(sqlite_ledger, "_FOLD_ROWS", 1)
-    prices, days = book(1), 3
+    prices, days = book(1), 5
     batch = []
     for number in range(10 * days):
         record = UsageRecord(
