@@ -111,9 +111,13 @@ def fold(
         unkept_cards.clear()
         days: list[Piece] = [(0, each.first * day_spans.DAY, each.last * day_spans.DAY)]
         where = Filter(organization_ids=(each.organization,))
-        totals = _totals_of(connection, where, dimensions, days, unkept, kept=kept)
-        sums = {place: amounts for place, amounts in totals.items() if amounts[0]}
-        worth = not unkept_cards and day_sums.is_worth_keeping(each, sums)
+        totals = day_sums.SumsToKeep(each)
+        sums: Totals = {}
+        try:
+            _add_totals(connection, where, dimensions, days, unkept, totals, kept=kept)
+            sums, worth = totals.found(), not unkept_cards
+        except day_sums.TooManyGroupsError:
+            worth = False
         state = day_sums.state_now(connection, each)
         found.append(day_sums.Folded(each, *state, sums, day_sums.times_forgotten(connection), worth))
     return found
@@ -141,30 +145,32 @@ def _totals(
     card_of: CardOf | None,
 ) -> Totals:
     _check_known(connection, where, group_by, buckets)
-    return _totals_of(connection, where, group_by, list(pieces_of(where, buckets)), card_of)
+    totals: Totals = {}
+    _add_totals(connection, where, group_by, list(pieces_of(where, buckets)), card_of, totals)
+    return totals
 
 
-def _totals_of(
+def _add_totals(
     connection: sqlite3.Connection,
     where: Filter,
     group_by: Keys,
     pieces: list[Piece],
     card_of: CardOf | None,
+    totals: Totals,
     *,
     kept: bool = True,
-) -> Totals:
-    totals: Totals = {}
+) -> None:
     if "meter" in group_by:
         query = None
     else:
         query = SumQuery(connection, where, group_by, totals)
         if not query.groups:
-            return totals
+            return
     if not pieces:
-        return totals
+        return
     if query is not None and not needs_rows(where, group_by):
         _add_rollups(connection, query, pieces)
-        return totals
+        return
 
     def add_rows(belongs: str) -> None:
         if query is None:
@@ -183,7 +189,6 @@ def _totals_of(
         load_rests(connection, rest.of_organizations)
         add_rows(ITS_ORG)
     day_sums.settle(totals)
-    return totals
 
 
 def _add_rollups(connection: sqlite3.Connection, query: SumQuery, pieces: list[Piece]) -> None:
