@@ -54,7 +54,7 @@ MAX_LONG = 4
 MAX_DIMENSIONS = 32
 """For so many combinations of dimensions an organization's days are kept; others are read from rows."""
 
-MIN_ROWS_A_GROUP = 2
+MIN_ROWS_A_GROUP = 4
 """Days with fewer rows a group are read from rows: sums of groups that do not come again save nothing."""
 
 MIN_TRIED = 3
@@ -95,17 +95,17 @@ class Fold(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """The sums of days, and of which rows and revisions they are; `forgotten` is how often kept sums had been
-    forgotten by then. `kept` says that they are worth keeping.
+    """The sums of days, None where they are not worth keeping, and of which rows and revisions they are.
+
+    `forgotten` is how often kept sums had been forgotten by then.
     """
 
     fold: Fold
     seq: int
     revision: int
     counts: dict[int, int]
-    sums: Totals
+    sums: Totals | None
     forgotten: int
-    kept: bool
 
 
 class Rest(NamedTuple):
@@ -351,10 +351,10 @@ def store(cursor: sqlite3.Cursor, dimensions: Keys, folded: Iterable[Folded]) ->
         )
         _delete(cursor, [*instead_of, *(span for (span,) in rows)])
         counts = msgspec.json.encode(each.counts).decode()
-        groups = len(each.sums) if each.kept else None
+        groups = None if each.sums is None else len(each.sums)
         cursor.execute(_ADD_SPAN, (grouping, first, last, each.seq, each.revision, counts, groups))
         span = cursor.lastrowid or 0
-        if each.kept:
+        if each.sums is not None:
             _add(cursor, grouping, span, each.sums)
         if last - first > 1:
             rows = cursor.execute(_TOO_MANY, (grouping, MAX_LONG))

@@ -70,7 +70,7 @@ def _wrong_days(connection: sqlite3.Connection) -> Iterator[str]:
         holds_all = now.revision == revision and now.counts == msgspec.json.decode(
             counts, type=dict[int, int]
         )
-        if not holds_all or not now.kept:
+        if not holds_all or now.sums is None:
             continue
         kept = {
             (keys, currency): _normalized(amounts)

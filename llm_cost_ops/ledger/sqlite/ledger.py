@@ -38,7 +38,6 @@ from llm_cost_ops.ledger.types import (
     Amounts,
     Appended,
     AuditFilter,
-    CardOf,
     Committed,
     Entry,
     Erased,
@@ -429,19 +428,6 @@ class SqliteSums:
         query = partial(summaries.summarize, where=where, group_by=group_by, buckets=buckets)
         return await self._readers.read(query, context)
 
-    async def summarize_meters(
-        self,
-        where: Filter,
-        group_by: tuple[str, ...],
-        buckets: Sequence[tuple[datetime, datetime]] | None,
-        card_of: CardOf,
-        context: CallContext,
-    ) -> list[tuple[tuple[str, ...], int, Amounts]]:
-        """Exact sums by meter, bucket and currency; see Sums."""
-        await self._fold(where, group_by, buckets, context)
-        query = partial(summaries.summarize, where=where, group_by=group_by, buckets=buckets, card_of=card_of)
-        return await self._readers.read(query, context)
-
     async def _fold(
         self,
         where: Filter,
@@ -472,7 +458,7 @@ class SqliteSums:
                 except RpcError:
                     context.check_deadline()
                     return
-                if not any(each.kept for each in folded):
+                if all(each.sums is None for each in folded):
                     # What can't be kept would be read twice: the others are left to later queries.
                     break
 

@@ -144,10 +144,6 @@ async def nothing(*_: object) -> None:
     return None
 
 
-def no_card(*_: object) -> None:
-    return None
-
-
 @pytest.mark.parametrize("seed", range(16))
 def test_answers_are_those_of_a_ledger_in_dicts(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -224,13 +220,12 @@ def ask(store: Sync, dicts: Sync, chance: random.Random) -> None:
         zone = chance.choice(["", "", "Asia/Kathmandu"])
         interval = chance.choice(["day", "week"])
         buckets = buckets_between(START - timedelta(days=1), START + timedelta(days=9), interval, zone)
-    name, asked = "summarize", (where, group_by, buckets)
     if chance.random() < 0.3:
-        name, asked = "summarize_meters", (where, (*group_by, "meter"), buckets, no_card)
+        group_by = (*group_by, "meter")
     # As where somebody else holds the file: what is kept stays as old as it is.
     with nullcontext() if chance.random() < 0.5 else patch.object(SqliteSums, "_fold", nothing):
-        found = getattr(store, name)(*asked)
-    assert found == getattr(dicts, name)(*asked)
+        found = store.summarize(where, group_by, buckets)
+    assert found == dicts.summarize(where, group_by, buckets)
     assert store.count(where) == dicts.count(where)
 
 
@@ -356,7 +351,7 @@ def test_no_query_indexes_the_whole_table() -> None:
         for where in FILTERS:
             for group_by in GROUPINGS:
                 store.summarize(where, group_by, None)
-            store.summarize_meters(where, ("meter",), None, no_card)
+            store.summarize(where, ("meter",), None)
             store.count(where)
             store.list_usage(where, "timestamp", True, 10, None, None)
         connection.set_trace_callback(None)
