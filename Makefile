@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST_ARGS ?=
+# The whole suite in two processes: tests wait more than they work. A part that is named here runs in one.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -16,7 +17,7 @@ help: ## list the targets
 quickstart: $(VENV)/.with-cli ## record the example responses and print what they cost
 	@$(BIN)/llm-cost-ops quickstart
 
-test: $(VENV)/.with-dev ## run the whole test suite (PYTEST_ARGS="-k text" for a part)
+test: $(VENV)/.with-dev ## run the whole test suite, some ten minutes (PYTEST_ARGS="-k text" for a part)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 frameworks: ## the callbacks of frameworks that want older SDKs than the extra [sdks], each in an environment of its own
@@ -26,7 +27,7 @@ frameworks: ## the callbacks of frameworks that want older SDKs than the extra [
 	  $(VENV)-$$name/bin/python -m pytest -q tests/unit/callbacks; \
 	done
 
-long: $(VENV)/.with-dev ## the long runs: state machines, faults, crash points at every write, power loss (twenty minutes; ten with PYTEST_ARGS="-n 2")
+long: $(VENV)/.with-dev ## the long runs: state machines, faults, crash points at every write, power loss (ten minutes)
 	LONG_TESTS=1 LLM_COST_OPS_CRASH_STEP=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/unit/ledger tests/faults tests/property tests/unit/interceptors
 
 generate: $(VENV)/.with-dev ## write llm_cost_ops/_gen from proto/

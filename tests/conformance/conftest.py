@@ -77,7 +77,7 @@ ON_POSTGRES_TOO = (
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     name = metafunc.module.__name__.rpartition(".")[2]
-    if name in IN_BATCHES_TOO:
+    if name in IN_BATCHES_TOO and {"way", "client", "clients"} & set(metafunc.fixturenames):
         metafunc.parametrize("sending", ["", "alone", "in-batches"], indirect=True)
     if "base_url" in metafunc.fixturenames and name in ON_POSTGRES_TOO:
         metafunc.parametrize("database", ["sqlite", "postgres"], indirect=True)
@@ -116,7 +116,7 @@ def sending(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             return Flight([rider])
 
         # In memory too, where nobody waits for a commit.
-        monkeypatch.setattr(options, "_submits_wait", lambda *_, **__: True)
+        monkeypatch.setattr(options, "_batching_of", lambda config, **_: config.batching)
         monkeypatch.setattr(Group, "enter", lambda _: False)
         monkeypatch.setattr(Group, "add", add)
         monkeypatch.setattr(TaskBatching, "_submit", submit)

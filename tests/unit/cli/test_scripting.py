@@ -429,18 +429,14 @@ def test_a_script_is_good_to_its_shell_and_has_every_command(
 
 @pytest.mark.parametrize(("line", "expected"), COMPLETED)
 @pytest.mark.parametrize("shell", ["bash", "fish", "zsh"])
-def test_a_shell_completes(shell: str, line: str, expected: set[str], tmp_path: Path) -> None:
+def test_a_shell_completes(
+    shell: str, line: str, expected: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     script = tmp_path / "script"
-    script.write_text(
-        subprocess.run(
-            [sys.executable, "-m", "llm_cost_ops.cli", "completion", shell],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-    )
+    assert run("completion", shell) == 0
+    script.write_text(capsys.readouterr().out)
     words = ["llm-cost-ops", *line.split(" ")]
     if shell == "bash":
         quoted = " ".join(f"'{word}'" for word in words)

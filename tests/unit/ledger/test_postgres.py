@@ -171,7 +171,7 @@ def use_everything(ledger: Sync, price: int) -> None:
             ledger.list_usage(where, sort, True, 1, position, None)
         for group_by in ((), ("organization",), ("user",), ("tag",), ("label:a",)):
             ledger.summarize(where, group_by, None)
-            ledger.summarize_meters(where, ("meter", *group_by), None, lambda *_: None)
+            ledger.summarize(where, ("meter", *group_by), None)
         for dry_run in (True, False):
             ledger.reprice(where, lambda _: Priced(price, pricing()), None, 2, dry_run=dry_run)
     _, position = ledger.committed(None, 2)

@@ -367,7 +367,18 @@ def test_the_plugin_is_found_and_loads_nothing_by_itself(tmp_path: Path) -> None
         "    assert costops.costs.get().total_requests == 0\n",
         encoding="utf-8",
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-W",
+        "error",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:schemathesis",
+    ]
     options = ["-o", "asyncio_default_fixture_loop_scope=function"]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

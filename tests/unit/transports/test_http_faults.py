@@ -149,9 +149,16 @@ async def test_cancelled_calls_leave_no_permit_behind():
         await transport.aclose()
 
 
-@pytest.mark.parametrize("name", ["silent", "drips_body", "truncates", "gzip_bomb", "redirects"])
-@pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_no_descriptor_is_left_open(name, scheme):
+# A peer that speaks no TLS is the same to https whatever it answers, unless it says nothing.
+@pytest.mark.parametrize(
+    ("scheme", "name"),
+    [
+        *(("http", name) for name in ("silent", "drips_body", "truncates", "gzip_bomb", "redirects")),
+        ("https", "silent"),
+        ("https", "truncates"),
+    ],
+)
+async def test_no_descriptor_is_left_open(scheme, name):
     def opened():
         gc.collect()
         return len(list(Path("/proc/self/fd").iterdir()))
