@@ -119,10 +119,7 @@ def queries() -> list[tuple[str, Callable[[SqliteLedger], Any]]]:
                 assert where.start is not None
                 assert where.end is not None
                 buckets = buckets_between(where.start, where.end, interval, zone)
-            if "meter" in group_by:
-                drive(store.sums.summarize_meters(where, group_by, buckets, lambda *_: None, CONTEXT))
-            else:
-                drive(store.sums.summarize(where, group_by, buckets, CONTEXT))
+            drive(store.sums.summarize(where, group_by, buckets, CONTEXT))
 
         return ask
 

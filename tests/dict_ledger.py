@@ -28,7 +28,6 @@ from llm_cost_ops.ledger import (
     ApiKey,
     Appended,
     AuditFilter,
-    CardOf,
     Change,
     Committed,
     Entry,
@@ -432,26 +431,13 @@ class DictLedger:
             tokens = (sent.input_tokens or 0, sent.output_tokens or 0, sent.cached_tokens)
             return {"": (*tokens, units or 0, units is None)}
 
-        return self._summarize(where, group_by, buckets, context, whole)
-
-    async def summarize_meters(
-        self,
-        where: Filter,
-        group_by: Keys,
-        buckets: Sequence[tuple[datetime, datetime]] | None,
-        card_of: CardOf,
-        context: CallContext,
-    ) -> list[tuple[Keys, int, Amounts]]:
         def by_meter(row: Row) -> dict[str, Share]:
             units, by, *_ = row.costs[-1]
-            card = None
-            if by.card_id:
-                manual = next((card for _, _, card in self._cards if card.id == by.card_id), None)
-                card = self._kept.get(by.digest) or manual
-                card = card or card_of(by.card_id, by.card_version, by.origin_version)
+            card = self._kept.get(by.digest)
             return shares_of(row.now, None if card is None else CompiledCard(card), units)
 
-        return self._summarize(where, group_by, buckets, context, by_meter)
+        share_of = by_meter if "meter" in group_by else whole
+        return self._summarize(where, group_by, buckets, context, share_of)
 
     def _summarize(
         self,

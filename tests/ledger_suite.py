@@ -84,7 +84,7 @@ def ask_everything(ledger: Sync) -> None:
     for group_by in ((), ("user",), ("tag",), ("label:team",), ("status",), ("model", "user")):
         ledger.summarize(EVERYTHING, group_by, None)
         ledger.summarize(Filter(statuses=("voided",)), group_by, None)
-    ledger.summarize_meters(EVERYTHING, ("meter",), None, lambda *_: None)
+    ledger.summarize(EVERYTHING, ("meter",), None)
     ledger.count(EVERYTHING)
 
 
@@ -311,7 +311,7 @@ class LedgerSuite(OfEachLedger):
         assert sums(ledger, ("label:team",)) == [("", 5, 107, 6)]
         assert sums(ledger, (), Filter(tags=("x",))) == sums(ledger, (), Filter(user_ids=("u",))) == []
         assert sums(ledger, (), Filter(user_ids=("v",), model_ids=("b",))) == [(4, 7, 5)]
-        metered = ledger.summarize_meters(EVERYTHING, ("meter", "user"), None, lambda *_: None)
+        metered = ledger.summarize(EVERYTHING, ("meter", "user"), None)
         assert [(*keys, s.input_tokens) for keys, _, s in metered if s.input_tokens] == [
             ("INPUT", "", 100),
             ("INPUT", "v", 7),
@@ -334,7 +334,7 @@ class LedgerSuite(OfEachLedger):
         for group_by in ((), ("status",), ("user",), ("tag",)):
             assert [row[-3:] for row in sums(ledger, group_by)] == [(1, 100, 1)]
             assert [row[-3:] for row in sums(ledger, group_by, voided)] == [(1, 100, 5)]
-        metered = ledger.summarize_meters(EVERYTHING, ("meter",), None, lambda *_: None)
+        metered = ledger.summarize(EVERYTHING, ("meter",), None)
         assert sum(s.units for _, _, s in metered) == 1
         assert (ledger.count(EVERYTHING), ledger.count(voided)) == (1, 1)
         for sort in ("timestamp", "ingested_at"):
@@ -386,7 +386,7 @@ class LedgerSuite(OfEachLedger):
             assert (found.units, found.reported_requests, found.reported_units) == (12, 3, 5)
         users = {keys: s.reported_units for keys, _, s in ledger.summarize(EVERYTHING, ("user",), None)}
         assert users == {("",): 0, ("u",): 5}
-        metered = ledger.summarize_meters(EVERYTHING, ("meter",), None, lambda *_: None)
+        metered = ledger.summarize(EVERYTHING, ("meter",), None)
         assert sum(s.reported_units for _, _, s in metered) == 5
 
     def test_commits_come_in_order_and_consumers_move_forward(self, ledger: Sync) -> None:
@@ -474,7 +474,7 @@ class LedgerSuite(OfEachLedger):
         kept = card("0.000000000001", id="card-2")
         by = Pricing(CostStatus.PRICED, "USD", "card-2", 1, card=kept, digest=card_digest(kept))
         ledger.append([replace(entry(output_tokens=7, units=100), by=by), entry(5, units=3)])
-        found = ledger.summarize_meters(EVERYTHING, ("meter",), None, lambda *_: None)
+        found = ledger.summarize(EVERYTHING, ("meter",), None)
         by_meter = {keys[0]: (s.units, s.input_tokens, s.output_tokens) for keys, _, s in found}
         assert by_meter == {"INPUT": (100, 200, 0), "OUTPUT": (0, 0, 7), "": (3, 0, 0)}
 

@@ -311,11 +311,11 @@ class LifeSuite(OfEachLedger):
         ):
             assert "2026-01-07T00:00:00Z or later for acme" in refused(ledger, **question)
         with pytest.raises(RpcError):
-            ledger.summarize_meters(EVERYTHING, ("meter",), None, lambda *_: None)
+            ledger.summarize(EVERYTHING, ("meter",), None)
         later = Filter(start=border)
         assert [row[0] for row in sums(ledger, ("user",), later)] == [ANN, "bob"]
         assert sums(ledger, ("user",), Filter(organization_ids=("globex",)))[0][0] == "bob"
-        ledger.summarize_meters(later, ("meter",), None, lambda *_: None)
+        ledger.summarize(later, ("meter",), None)
         # What asks for records has those that are there.
         assert ledger.count(EVERYTHING) == 6
         for sort in ("timestamp", "ingested_at"):

@@ -58,9 +58,9 @@ def lint(module: Path) -> int:
     return max(_buf("lint", cwd=module), _buf("format", "--diff", "--exit-code", *OURS, cwd=module))
 
 
-def breaking(module: Path, against: Path = RELEASED) -> int:
-    """Check the staged `module` for changes that break wire or JSON since the release `against`."""
-    return _buf("breaking", "--against", against, cwd=module)
+def breaking(module: Path) -> int:
+    """Check the staged `module` for changes that break wire or JSON since the last release."""
+    return _buf("breaking", "--against", RELEASED, cwd=module)
 
 
 def generate(target: Path, module: Path) -> tuple[int, Path]:

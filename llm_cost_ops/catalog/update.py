@@ -77,7 +77,8 @@ def update_catalog(
     if changed and agree is not None and not agree(previous, catalog):
         catalog, changed = previous, False
     else:
-        _replace(target, data)
+        # Where the file is a link, as to a volume, the link stays.
+        _replace(target.resolve(), data)
         use_catalog(catalog)
     return CatalogUpdate(catalog=catalog, previous=previous, path=str(target), cards=cards, changed=changed)
 

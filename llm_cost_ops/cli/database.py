@@ -88,6 +88,13 @@ def _check(path: str) -> int:
 
 
 def _backup(source: str, target: str) -> int:
+    if "://" in source or "://" in target:
+        # The URL is not shown: it may hold a password.
+        raise ConfigurationError(
+            "db backup copies a SQLite file into another: PostgreSQL has pg_dump for it, and "
+            "`llm-cost-ops db copy` copies between the two",
+            parameter="source" if "://" in source else "target",
+        )
     where = Path(target)
     if where.exists():
         raise ConfigurationError(f"{target} is there already, and is not replaced", parameter="target")

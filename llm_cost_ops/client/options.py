@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
-from llm_cost_ops.config import EMBEDDED, ClientConfig, split_base_url
+from llm_cost_ops.config import EMBEDDED, BatchingConfig, ClientConfig, split_base_url
 from llm_cost_ops.interceptors.retry import Retry
 
 __all__ = ["chain_of"]
@@ -37,11 +37,12 @@ def chain_of(
 
         chain.append((known.get(Cache) if same_key else None) or Cache(config.cache))
     limit = _rate_limit(config, known)
-    if config.batching.enabled and _submits_wait(config, embedded=embedded):
+    how = _batching_of(config, embedded=embedded, sync=sync)
+    if how is not None:
         kind = _batching_kind(sync=sync)
         batching = known.get(kind) if same_key else None
         if batching is None or batching.retry != config.retry:
-            batching = kind(config.batching, config.retry, limit, watching)
+            batching = kind(how, config.retry, limit, watching)
         chain.append(batching)
     retry = known.get(Retry)
     chain.append(Retry(config.retry, None if retry is None else retry.budget))
@@ -56,15 +57,18 @@ def chain_of(
     return chain
 
 
-def _submits_wait(config: ClientConfig, *, embedded: bool) -> bool:
-    """Whether a submit waits for a network or a disk, so that others come meanwhile."""
+def _batching_of(config: ClientConfig, *, embedded: bool, sync: bool) -> BatchingConfig | None:
+    """How submits are gathered; None where they don't wait for a network or a disk, while others come."""
     url = split_base_url(config.base_url)
-    if not embedded:
-        return url.scheme not in EMBEDDED  # a transport of the user's own
+    if not config.batching.enabled or (url.scheme in EMBEDDED and not embedded):  # a transport of the user's
+        return None
     if url.scheme != "sqlite":
-        return True
+        return config.batching
     durability = parse_qs(url.query).get("durability", [config.durability])[-1]
-    return durability == "disk" and url.path.strip("/") not in ("", ":memory:")
+    if durability != "disk" or url.path.strip("/") in ("", ":memory:"):
+        return None
+    # Threads write to a file one after the other: each that was let through alone would sync it alone.
+    return config.batching.replace(max_in_flight=1) if sync else config.batching
 
 
 def _batching_kind(*, sync: bool) -> Any:

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ class Recording:
     """The recorder of a client. Safe for threads."""
 
     def __init__(self, config: RecorderConfig, attribution: Attribution, connect: Callable[[], Any]) -> None:
+        if config.spool is not None:
+            # The recorder is made with the first record, when the program may be in another folder.
+            config = config.replace(spool=str(Path(config.spool).absolute()))
         self._config = config
         self._attribution = attribution
         self._connect = connect

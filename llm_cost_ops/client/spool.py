@@ -132,7 +132,7 @@ class Spool:
     ) -> None:
         if durability not in ("process", "disk"):
             raise ValueError(f"durability must be 'process' or 'disk', not {durability!r}")
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()
         self._sync = durability == "disk"
         self._max_bytes = max_bytes
         self._segment_bytes = segment_bytes or max(max_bytes // _MAX_SEGMENTS, 4 * 1024 * 1024)

@@ -199,7 +199,8 @@ class BatchingConfig(Config, frozen=True, kw_only=True):
     `max_in_flight` calls to `usage.submit` are sent at once, each alone; those that come meanwhile wait until
     one of them is answered, and then leave in a batch of at most `max_records` (up to 10,000) and about
     `max_bytes` of JSON. Once more wait than that, fewer batches are under way at a time, and larger ones. A
-    ledger in memory, or in a file with durability "process", takes each at once, and has no use for it.
+    ledger in memory, or in a file with durability "process", takes each at once, and has no use for it;
+    threads that write to a file let one through at a time.
     """
 
     enabled: bool = True

@@ -10,7 +10,7 @@ from llm_cost_ops._gen.methods import GET_COST_SUMMARY
 from llm_cost_ops.dashboard.drawing import chart_data, colours_of
 from llm_cost_ops.dashboard.exchange import Answer
 from llm_cost_ops.dashboard.page import Page, csv_answer, csv_line
-from llm_cost_ops.dashboard.report import Report, Series, read_report
+from llm_cost_ops.dashboard.report import Report, Series, read_averages, read_report
 
 __all__ = ["costs_csv", "costs_page", "requests_page", "tokens_page"]
 
@@ -42,8 +42,12 @@ async def costs_page(page: Page) -> Answer:
 async def requests_page(page: Page) -> Answer:
     """How many calls there were, and what one cost."""
     report = await read_report(page.view, page.now, page.caller, "requests")
-    each = [round(found.cost_per_request or Decimal(0), 12) for found in report.buckets]
-    single = [Series(name="Cost per request", value="", points=each)]
+    if report.others:
+        averages = await read_averages(page.view, page.now, page.caller)
+    else:
+        averages = [found.cost_per_request for found in report.buckets]
+    points = [None if each is None else round(each, 12) for each in averages]
+    single = [Series(name="Cost per request", value="", points=points)]
     charts = [
         _chart(report, f"Requests per {report.interval}", report.series, "bars", "requests"),
         _chart(report, "Cost per priced request", single, "line", report.currency),

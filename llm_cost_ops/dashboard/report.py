@@ -27,7 +27,7 @@ from llm_cost_ops.dashboard.figures import change, ratio
 from llm_cost_ops.dashboard.view import FILTERS, Span, View
 from llm_cost_ops.rules.times import buckets_between
 
-__all__ = ["OTHERS", "Figures", "Group", "Report", "Series", "read_report"]
+__all__ = ["OTHERS", "Figures", "Group", "Report", "Series", "read_averages", "read_report"]
 
 OTHERS = "All others"
 
@@ -43,16 +43,21 @@ _METRICS = [
     "output_tokens",
     "cached_tokens",
     "unpriced_requests",
+    "average_cost_per_request",
 ]
 _ZERO = Decimal(0)
 
 
 class Figures(msgspec.Struct, kw_only=True):
-    """Sums of calls. `cost` is that of the priced ones, in the currency of the view."""
+    """Sums of calls. `cost` is that of the priced ones, in the currency of the view.
+
+    `elsewhere` counts those that have a cost in another currency, where that is known.
+    """
 
     cost: Decimal = _ZERO
     requests: int = 0
     unpriced: int = 0
+    elsewhere: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
@@ -69,8 +74,8 @@ class Figures(msgspec.Struct, kw_only=True):
 
     @property
     def cost_per_request(self) -> Decimal | None:
-        """Cost of a priced call."""
-        return ratio(self.cost, self.requests - self.unpriced)
+        """Cost of a call that has one in the currency of the view."""
+        return ratio(self.cost, self.requests - self.unpriced - self.elsewhere)
 
     @property
     def tokens_per_request(self) -> Decimal | None:
@@ -168,9 +173,12 @@ async def read_report(view: View, now: datetime, caller: Caller, metric: str = "
         span=span,
         interval=interval,
         currency=read.summary.currency,
-        total=replace(_added(read.buckets), cost=read.summary.total_cost),
+        total=replace(_added(read.buckets), cost=read.summary.total_cost, elsewhere=_elsewhere(read.summary)),
         before=Figures(
-            cost=earlier.total_cost, requests=earlier.total_requests, unpriced=earlier.unpriced_requests
+            cost=earlier.total_cost,
+            requests=earlier.total_requests,
+            unpriced=earlier.unpriced_requests,
+            elsewhere=_elsewhere(earlier),
         ),
         groups=groups,
         others=read.summary.other_currencies,
@@ -181,6 +189,14 @@ async def read_report(view: View, now: datetime, caller: Caller, metric: str = "
         buckets=read.buckets,
         series=_series(top, trends, totals, additive=view.by != "tag"),
     )
+
+
+async def read_averages(view: View, now: datetime, caller: Caller) -> list[Decimal | None]:
+    """What a call cost in each bucket, of those that have a cost in the currency of the view."""
+    span = view.span(now)
+    series = await _analytics(view, span, view.interval_of(span), [], (), caller)
+    found = [point.metrics for point in series.time_series]
+    return [None if metrics is None else metrics.average_cost_per_request for metrics in found]
 
 
 class _Read(msgspec.Struct, kw_only=True):
@@ -241,7 +257,12 @@ async def _read_tags(view: View, span: Span, interval: str, caller: Caller) -> _
     )
     starts, buckets = _buckets(total)
     parts = _by_group(tagged, starts)
-    groups = [Group(value=tag, **msgspec.structs.asdict(_added(found))) for tag, found in parts.items()]
+    if summary.other_currencies:
+        # The series does not say how many calls have a cost in another currency.
+        by_tag = await _summary(view, span, ["tag"], caller)
+        groups = [_group(found) for found in by_tag.breakdown]
+    else:
+        groups = [Group(value=tag, **msgspec.structs.asdict(_added(found))) for tag, found in parts.items()]
     return _Read(
         summary=summary,
         earlier=earlier,
@@ -307,10 +328,15 @@ def _group(found: CostGroup) -> Group:
         cost=found.cost,
         requests=found.requests,
         unpriced=found.unpriced_requests,
+        elsewhere=_elsewhere(found),
         input_tokens=found.input_tokens,
         output_tokens=found.output_tokens,
         cached_tokens=found.cached_tokens,
     )
+
+
+def _elsewhere(found: CostSummary | CostGroup) -> int:
+    return sum(other.requests for other in found.other_currencies)
 
 
 def _figures(found: MetricValues | None) -> Figures:

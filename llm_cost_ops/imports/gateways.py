@@ -327,19 +327,28 @@ def _langfuse_names(given: dict[str, int]) -> dict[str, int]:
     return details
 
 
-def _langfuse(row: dict[str, object], trace: dict[str, object]) -> UsageRecord:
-    """Usage details are parts that add up, unless the total says that they lie in each other."""
+def _langfuse_details(row: dict[str, object]) -> dict[str, int]:
+    """The counts of a row by their names: its usage details, or the totals of one of the older forms."""
     usage = nested(row, "usageDetails", "usage_details")
-    details = _langfuse_names({name: count(usage, name) or 0 for name in usage})
-    if not details:
-        plain = nested(row, "usage")
-        stated = {
-            "input": count(plain, "input", "promptTokens") if plain else None,
-            "output": count(plain, "output", "completionTokens") if plain else None,
-        }
-        stated["input"] = stated["input"] if plain else count(row, "promptTokens", "prompt_tokens")
-        stated["output"] = stated["output"] if plain else count(row, "completionTokens", "completion_tokens")
-        details = {name: value for name, value in stated.items() if value is not None}
+    if details := _langfuse_names({name: count(usage, name) or 0 for name in usage}):
+        return details
+    if plain := nested(row, "usage"):
+        given, returned = count(plain, "input", "promptTokens"), count(plain, "output", "completionTokens")
+    else:
+        given = count(row, "promptTokens", "prompt_tokens")
+        returned = count(row, "completionTokens", "completion_tokens")
+    stated = {"input": given, "output": returned}
+    return {name: value for name, value in stated.items() if value is not None}
+
+
+def _like(counts: dict[str, int], *words: str) -> int:
+    """The sum of the counts that have one of the words in their names."""
+    return sum(value for name, value in counts.items() if any(word in name for word in words))
+
+
+def _langfuse(row: dict[str, object], trace: dict[str, object]) -> UsageRecord:
+    """Usage details are parts that add up, unless the total shows that one contains another."""
+    details = _langfuse_details(row)
     total = details.pop("total", None)
     meters = {
         re.sub("[^a-z0-9_]", "_", name.lower())[:_MAX_METER]: details.pop(name)
@@ -357,10 +366,6 @@ def _langfuse(row: dict[str, object], trace: dict[str, object]) -> UsageRecord:
     def summed(of: dict[str, int], main: str) -> int | None:
         return of.get(main) if inside and main in of else (sum(of.values()) if of else None)
 
-    def like(of: dict[str, int], *words: str) -> int:
-        return sum(value for name, value in of.items() if any(word in name for word in words))
-
-    written = like(parts, "creation", "write")
     model = text(row, "model", "providedModelName", "provided_model_name", "modelId")
     start, end = row.get("startTime", row.get("start_time")), row.get("endTime", row.get("end_time"))
     own_id = text(row, "id")
@@ -369,11 +374,11 @@ def _langfuse(row: dict[str, object], trace: dict[str, object]) -> UsageRecord:
         model_id=model,
         input_tokens=summed(parts, "input"),
         output_tokens=summed(outputs, "output"),
-        cached=like(parts, "cached", "cache_read"),
-        written=written,
-        cache_write_extended_tokens=like(parts, "1h"),
-        reasoning_tokens=like(outputs, "reasoning"),
-        audio=(like(parts, "audio"), 0, like(outputs, "audio")),
+        cached=_like(parts, "cached", "cache_read"),
+        written=_like(parts, "creation", "write"),
+        cache_write_extended_tokens=_like(parts, "1h"),
+        reasoning_tokens=_like(outputs, "reasoning"),
+        audio=(_like(parts, "audio"), 0, _like(outputs, "audio")),
         meters={name: value for name, value in meters.items() if value},
         timestamp=moment(start),
         latency_ms=_milliseconds(start, end),

@@ -16,18 +16,8 @@ _SERVICE = "bedrock-runtime"
 _UNIQUE = "llm-cost-ops"
 _CALL = "llm_cost_ops.call"
 _OPERATIONS = ("Converse", "ConverseStream", "InvokeModel", "InvokeModelWithResponseStream")
-_HEADERS = {
-    "inputTokens": "x-amzn-bedrock-input-token-count",
-    "outputTokens": "x-amzn-bedrock-output-token-count",
-    "cacheReadInputTokens": "x-amzn-bedrock-cache-read-input-token-count",
-    "cacheWriteInputTokens": "x-amzn-bedrock-cache-write-input-token-count",
-}
-_METRICS = {
-    "inputTokens": "inputTokenCount",
-    "outputTokens": "outputTokenCount",
-    "cacheReadInputTokens": "cacheReadInputTokenCount",
-    "cacheWriteInputTokens": "cacheWriteInputTokenCount",
-}
+# The last event of a model's own stream, and what in it has its counts.
+_METRICS = "amazon-bedrock-invocationMetrics"
 
 _log = logging.getLogger("llm_cost_ops.instrumentation")
 
@@ -72,6 +62,9 @@ def _handlers(begin: Any, answered: Any) -> Iterator[tuple[str, str, Any]]:
 def _look(call: Call, parsed: dict[str, Any]) -> None:
     metadata = parsed.get("ResponseMetadata") or {}
     name = "stream" if "stream" in parsed else "body"
+    if "body" in parsed:
+        # In the model's own form, and its counts in headers or in the last event of a stream.
+        call.api = "bedrock.invoke"
     if hasattr(parsed.get(name), "_event_generator") or name == "stream":
         counts: dict[str, Any] = {}
         call.body = lambda: {"ResponseMetadata": metadata, **counts}
@@ -79,13 +72,7 @@ def _look(call: Call, parsed: dict[str, Any]) -> None:
         tee = _AsyncTee if hasattr(parsed[name], "__aiter__") else _SyncTee
         parsed[name] = tee(parsed[name], call, counts)
         return
-    if "usage" in parsed:
-        payload = {key: parsed[key] for key in parsed if key != "output"}
-    else:
-        # A body in the model's own form. Its counts stand in the headers too.
-        headers = metadata.get("HTTPHeaders") or {}
-        usage = {key: int(headers[header]) for key, header in _HEADERS.items() if header in headers}
-        payload = {"ResponseMetadata": metadata, **({"usage": usage} if usage else {})}
+    payload = {key: parsed[key] for key in parsed if key not in ("output", "body")}
     call.body = lambda: payload
     call.finish(finished=True)
 
@@ -113,17 +100,15 @@ class _Tee:
             self._call.first_byte()
             if "metadata" in event:
                 self._counts.update(event["metadata"])
-            elif b"amazon-bedrock-invocationMetrics" in (data := event.get("chunk", {}).get("bytes", b"")):
-                metrics = msgspec.json.decode(data)["amazon-bedrock-invocationMetrics"]
-                usage = {key: metrics[name] for key, name in _METRICS.items() if name in metrics}
-                self._counts["usage"] = usage
+            elif _METRICS.encode() in (data := event.get("chunk", {}).get("bytes", b"")):
+                self._counts[_METRICS] = msgspec.json.decode(data)[_METRICS]
         except Exception:  # noqa: BLE001  # the event passes, whatever is wrong with us
             _log.warning("a stream can't be read", exc_info=True)
 
     def _finish(self, *, finished: bool) -> None:
         try:
             # After the counts nothing comes that is counted.
-            self._call.finish(finished=finished or "usage" in self._counts)
+            self._call.finish(finished=finished or not self._counts.keys().isdisjoint(("usage", _METRICS)))
         except Exception:  # noqa: BLE001  # as above
             _log.warning("a call can't be recorded", exc_info=True)
 

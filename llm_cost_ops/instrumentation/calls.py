@@ -317,7 +317,7 @@ class _Kept:
 
 
 # The APIs whose answers do not name the model.
-_NAMELESS = frozenset({"bedrock.converse", "cohere.chat"})
+_NAMELESS = frozenset({"bedrock.converse", "bedrock.invoke", "cohere.chat"})
 # The APIs whose streams may be lines of JSON: Ollama's are, and Cohere's of its first version by default.
 _STREAMS_OF_LINES = frozenset({"cohere.chat", "ollama"})
 # The APIs whose streams say by their events which they are.

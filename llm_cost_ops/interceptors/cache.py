@@ -25,8 +25,6 @@ _PASSING = TRACING | {"x-request-id"}
 class ExpiringEntries:
     """At most `limit` values, each for `ttl` seconds; the least recently used goes first."""
 
-    __slots__ = ("_entries", "_limit", "_lock", "_ttl")
-
     def __init__(self, limit: int, ttl: float) -> None:
         self._entries: OrderedDict[Hashable, tuple[float, bytes]] = OrderedDict()
         self._limit = limit

@@ -35,8 +35,6 @@ class Breaker:
     it through, and what is told of calls of an older one changes nothing.
     """
 
-    __slots__ = ("_failures", "_generation", "_lock", "_opened_at", "_recovery", "_threshold", "state")
-
     def __init__(self, threshold: int, recovery: float) -> None:
         self.state = BreakerState.CLOSED
         self._threshold = threshold

@@ -24,8 +24,6 @@ class TokenBucket:
     In any `t` seconds it hands out at most `capacity + rate * t` tokens.
     """
 
-    __slots__ = ("_at", "_capacity", "_from", "_rate", "_tokens")
-
     def __init__(self, capacity: float, rate: float, now: float) -> None:
         self._capacity = float(capacity)
         self._rate = rate

@@ -25,8 +25,6 @@ _FINAL = frozenset({RESPONSE_TOO_LARGE, UNTRUSTED_CERTIFICATE, "STORAGE_UNUSABLE
 class RetryPolicy:
     """Decides whether to try again, and after how long. It knows no clock and waits for nothing."""
 
-    __slots__ = ("_backoff", "_config")
-
     def __init__(self, config: RetryConfig) -> None:
         self._config = config
         self._backoff = Backoff(config.initial_backoff, config.max_backoff, config.backoff_factor)
@@ -66,8 +64,6 @@ class RetryBudget:
     Shared by all calls of a client, across threads. Starts full with `size`; a retry takes 1, a
     success puts `refill` back.
     """
-
-    __slots__ = ("_lock", "_refill", "_size", "_tokens")
 
     def __init__(self, size: float, refill: float) -> None:
         self._size = size

@@ -16,7 +16,6 @@ from llm_cost_ops.ledger.types import (
     ApiKey,
     Appended,
     AuditFilter,
-    CardOf,
     Committed,
     Entry,
     Erased,
@@ -77,27 +76,15 @@ class Sums(Protocol):
         """Exact sums per group, bucket and currency, without those that are empty; by bucket and group.
 
         `group_by` names provider, model, organization, project, user, tag, label:<key>, operation,
-        service_tier, processing, region or status; a key is "" where a record has none. A record counts
-        once under each of its tags. Each bucket is cut to the filter's interval; without buckets the whole
-        interval is bucket 0.
-        """
+        service_tier, processing, region, status or meter; a key is "" where a record has none. A record
+        counts once under each of its tags. Each bucket is cut to the filter's interval; without buckets the
+        whole interval is bucket 0.
 
-    async def summarize_meters(
-        self,
-        where: Filter,
-        group_by: tuple[str, ...],
-        buckets: Sequence[tuple[datetime, datetime]] | None,
-        card_of: CardOf,
-        context: CallContext,
-    ) -> list[tuple[tuple[str, ...], int, Amounts]]:
-        """As `summarize`, where `group_by` holds meter: each cost under the meters of its lines.
-
-        Costs and tokens of the groups add up to those of all; a call counts in each meter that it used,
-        as unpriced where the meter has no price. What has no lines stands under "": a cost that the
-        provider reported, and one whose card nobody knows any more.
-
-        The lines are calculated from every record that the filter lets through, about 15 µs each; writing
-        pays nothing for them. A ledger may keep what it calculated for the next query.
+        With meter each cost is under the meters of its lines. Costs and tokens of the groups add up to those
+        of all; a call counts in each meter that it used, as unpriced where the meter has no price. Under ""
+        is what has no lines: a cost that the provider reported. The lines are calculated from every record
+        that the filter lets through, about 15 µs each; writing pays nothing for them. A ledger may keep what
+        it calculated for the next query.
         """
 
     async def occupied(self, where: Filter, width: int, context: CallContext) -> list[int]:

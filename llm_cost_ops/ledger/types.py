@@ -15,7 +15,6 @@ __all__ = [
     "ApiKey",
     "Appended",
     "AuditFilter",
-    "CardOf",
     "Change",
     "Committed",
     "Entry",
@@ -33,9 +32,6 @@ __all__ = [
 
 Position = str
 """Where a list or a feed goes on: opaque text of the ledger that gave it, and of no other."""
-
-CardOf = Callable[[str, int, str], RateCard | None]
-"""The card with an id, a version and an origin_version, or None; for cards that the ledger did not keep."""
 
 Price = Callable[[UsageRecord], Priced]
 """What a record costs. It may be asked about a record twice, and from another thread."""

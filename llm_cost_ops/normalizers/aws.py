@@ -98,7 +98,7 @@ def read_invoke(payload: dict[str, object], record: UsageRecord) -> None:
         given = counted(headers, _IN_HEADER, "headers")
         returned = counted(headers, _OUT_HEADER, "headers")
         read, written = count(headers, _READ_HEADER, "headers"), count(headers, _WRITTEN_HEADER, "headers")
-        if returned is None and given is not None and ".embed" in record.model_id:
+        if returned is None and given is not None and "embed" in record.model_id:
             returned = 0
     elif (metrics := section(payload, _METRICS)) is not None:
         read = count(metrics, "cacheReadInputTokenCount", _METRICS)

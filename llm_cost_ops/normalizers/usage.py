@@ -27,7 +27,7 @@ from llm_cost_ops.normalizers.providers import (
     refuse_errors,
 )
 from llm_cost_ops.normalizers.record import set_meter, set_tokens, set_unknown
-from llm_cost_ops.normalizers.streams import fold, fold_all, is_stream, is_wrapper, unwrap
+from llm_cost_ops.normalizers.streams import Streamed, fold, fold_all, is_stream, is_wrapper, unwrap
 from llm_cost_ops.normalizers.xai import read_xai_extras
 from llm_cost_ops.rules.providers import provider_named
 from llm_cost_ops.rules.requests import total_tokens
@@ -92,36 +92,31 @@ def usages_from_response(
     if given:
         _check_names(given)
     if type(response) is dict or not is_stream(response):
-        found = [("", True, as_mapping(response))]
+        found = [Streamed(as_mapping(response), "", complete=True)]
     else:
-        found = [(streamed.api, streamed.complete, streamed.payload) for streamed in fold_all(response)]
+        found = fold_all(response)
+    kept = {name: value for name, value in given.items() if name not in _OF_THE_FIRST}
     records: list[UsageRecord] = []
-    for stream_api, complete, payload in found:
+    for payload, stream_api, complete in found:
         first = _read(payload, stream_api, complete, provider, api, organization_id, given)
-        parts = _parts(payload) if first.meters.get("other_model_calls") else []
-        if parts:
+        others = [
+            _read(part, "", True, first.provider, None, organization_id, {**kept, "model_id": part["model"]})
+            for part in (_parts(payload) if first.meters.get("other_model_calls") else ())
+        ]
+        for number, other in enumerate(others, 1):
+            other.timestamp = other.timestamp or first.timestamp
+            if first.idempotency_key:
+                other.idempotency_key = f"{first.idempotency_key[:240]}#{number}"
+        if others:
             del first.meters["other_model_calls"]
-            kept = {name: value for name, value in given.items() if name not in _OF_THE_FIRST}
-            others = [
-                _read(
-                    part, "", True, first.provider, None, organization_id, {**kept, "model_id": part["model"]}
-                )
-                for part in parts
-            ]
-            for number, other in enumerate(others, 1):
-                other.timestamp = other.timestamp or first.timestamp
-                if first.idempotency_key:
-                    other.idempotency_key = f"{first.idempotency_key[:240]}#{number}"
-            if "usage_breakdown" in payload:
-                # A compound system is billed by its models, and by the tools that it ran.
-                for name, quantity in first.meters.items():
-                    set_meter(others[0], name, quantity)
-                records += others
-            else:
-                # An advisor comes on top of the message.
-                records += [first, *others]
+        if others and "usage_breakdown" in payload:
+            # A compound system is billed by its models, and by the tools that it ran.
+            for name, quantity in first.meters.items():
+                set_meter(others[0], name, quantity)
+            records += others
         else:
-            records.append(first)
+            # An advisor comes on top of the message.
+            records += [first, *others]
     return records
 
 

@@ -5,7 +5,7 @@ Every price is a whole fraction of 10^-12 for one unit (pricing/rates.py).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Protocol
@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 DEFAULT_CURRENCY = "USD"
+# Plans, and compiled cards, that a book remembers.
+_CAPACITY = 4096
 
 _PRICED = CostStatus.PRICED
 _UNPRICED = CostStatus.UNPRICED
@@ -349,19 +351,15 @@ Plan = tuple[_Choice, ...]
 class _Snapshot:
     """The cards of one moment with all that was derived from them: replaced as a whole."""
 
-    __slots__ = ("_compiled", "_lock", "_manual", "capacity", "cards", "fallbacks", "plans", "sources")
+    __slots__ = ("_compiled", "_lock", "_manual", "cards", "plans", "sources")
 
     def __init__(
         self,
         sources: Sequence[CardSource],
         cards: Iterable[RateCard],
-        fallbacks: Mapping[str, Sequence[str]],
-        capacity: int,
     ) -> None:
         self.sources = tuple(sources)
         self.cards = tuple(cards)
-        self.fallbacks = fallbacks
-        self.capacity = capacity
         self.plans: dict[_Key, Plan] = {}
         self._compiled: dict[int, CompiledCard] = {}
         self._lock = ForkSafeLock()
@@ -373,11 +371,11 @@ class _Snapshot:
         """What may price such records, the best first; an empty one is remembered as well."""
         provider = canonical_provider(key[0])
         plan = [_Choice(candidate, ()) for candidate in self._candidates(provider, key)]
-        for other in self.fallbacks.get(provider, ()):
+        for other in PROVIDER_FALLBACKS.get(provider, ()):
             plan += [_Choice(candidate, ("provider",)) for candidate in self._candidates(other, key)]
         found = tuple(plan)
         with self._lock:
-            while len(self.plans) >= self.capacity:
+            while len(self.plans) >= _CAPACITY:
                 del self.plans[next(iter(self.plans))]
             self.plans[key] = found
         return found
@@ -405,7 +403,7 @@ class _Snapshot:
                 known = self._compiled.get(id(choice.card))
                 if known is None or known.card is not choice.card:
                     known = CompiledCard(choice.card)
-                    while len(self._compiled) >= self.capacity:
+                    while len(self._compiled) >= _CAPACITY:
                         del self._compiled[next(iter(self._compiled))]
                     self._compiled[id(choice.card)] = known
                 choice.compiled = known
@@ -418,10 +416,9 @@ class PriceBook:
     `sources` are asked for the cards of a model; `cards` are further ones, such as those that users
     created. For a provider in `reported_providers` a record's own reported_cost is taken, and so it is
     wherever no card gives the whole cost: no card at all, no counts, or a meter without a rate.
-    `provider_fallbacks` names, by provider, those whose cards price the models that it has none
-    for; such a cost is ESTIMATED, with the fallback "provider". Choices are remembered for at most
-    `capacity` combinations of provider, model, organization and dimensions, misses included. Cards
-    must not be changed once they are in the book.
+    The cards of PROVIDER_FALLBACKS price models that a provider has none for; such a cost is ESTIMATED,
+    with the fallback "provider". Choices are remembered for thousands of combinations of provider, model,
+    organization and dimensions, misses included. Cards must not be changed once they are in the book.
     """
 
     def __init__(
@@ -430,13 +427,9 @@ class PriceBook:
         *,
         cards: Iterable[RateCard] = (),
         reported_providers: Collection[str] = (),
-        provider_fallbacks: Mapping[str, Sequence[str]] = PROVIDER_FALLBACKS,
-        capacity: int = 4096,
     ) -> None:
-        if capacity < 1:
-            raise ValueError("the capacity must be at least 1")
         self._reported = frozenset(map(canonical_provider, reported_providers))
-        self._snapshot = _Snapshot(sources, cards, provider_fallbacks, capacity)
+        self._snapshot = _Snapshot(sources, cards)
 
     @property
     def cards(self) -> tuple[RateCard, ...]:

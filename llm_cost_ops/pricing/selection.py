@@ -48,21 +48,19 @@ class PriceQuery(msgspec.Struct, frozen=True, kw_only=True):
     currency: str = ""
 
     @classmethod
-    def of(cls, record: UsageRecord, *, at: datetime | None = None, currency: str = "") -> PriceQuery:
-        """The query of a record, at its timestamp unless `at` is given; ValueError without either."""
-        at = at or record.timestamp
-        if at is None:
-            raise ValueError("the record has no timestamp, and none was given")
+    def of(cls, record: UsageRecord) -> PriceQuery:
+        """The query of a record, at its timestamp; ValueError without one."""
+        if record.timestamp is None:
+            raise ValueError("the record has no timestamp")
         return cls(
             provider=record.provider,
             model_id=record.model_id,
-            at=at,
+            at=record.timestamp,
             organization_id=record.organization_id,
             region=record.region,
             service_tier=record.service_tier,
             processing=record.processing,
             speed=record.speed,
-            currency=currency,
         )
 
 

@@ -55,14 +55,14 @@ def instant(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
-def zone_of(name: str, *, field: str = "time_zone") -> ZoneInfo:
-    """The zone with an IANA name, UTC for "". INVALID_ARGUMENT, naming `field`, for any other text."""
+def zone_of(name: str) -> ZoneInfo:
+    """The zone with an IANA name, UTC for "". INVALID_ARGUMENT, naming time_zone, for any other text."""
     try:
         return ZoneInfo(name or "UTC")
     except (ValueError, OSError, KeyError):
         # KeyError is ZoneInfoNotFoundError; paths, folders and control characters give the others.
         raise invalid_argument(
-            field, f"must be the IANA name of a zone, such as Europe/Berlin, not {name[:64]!r}"
+            "time_zone", f"must be the IANA name of a zone, such as Europe/Berlin, not {name[:64]!r}"
         ) from None
 
 
@@ -159,7 +159,7 @@ def buckets_between(
 
 
 def buckets_around(
-    numbers: Iterable[int], width: int, interval: str, time_zone: str = "", *, limit: int = MAX_BUCKETS
+    numbers: Iterable[int], width: int, interval: str, time_zone: str = ""
 ) -> list[tuple[datetime, datetime]]:
     """The buckets that overlap stretches of time; between them there may be gaps.
 
@@ -174,9 +174,9 @@ def buckets_around(
             raise _no_room() from None
         if buckets:
             low = max(low, buckets[-1][1])
-        buckets += buckets_between(low, high, interval, time_zone, limit=limit)
-        if len(buckets) > limit:
-            raise _too_many(interval, limit)
+        buckets += buckets_between(low, high, interval, time_zone)
+        if len(buckets) > MAX_BUCKETS:
+            raise _too_many(interval, MAX_BUCKETS)
     return buckets
 
 

@@ -213,7 +213,6 @@ class AsgiApp:
         admit: Callable[[CallContext], Awaitable[None]] | None = None,
         admission: Admission | None = None,
         limits: AsgiLimits | None = None,
-        runtime: Runtime | None = None,
         routes: Mapping[str, Route] | None = None,
         pages: Sequence[Pages] = (),
         observe: CallObserver | None = None,
@@ -228,7 +227,7 @@ class AsgiApp:
         exempt = frozenset() if admission is None else admission.exempt
         self._exempt = {m.http.path for m in handler.methods.values() if m.http and m.path in exempt}
         self._limits = limits or AsgiLimits()
-        self._runtime = runtime or AsyncRuntime()
+        self._runtime = AsyncRuntime()
         self._router = Router(m for m in handler.methods.values() if m.cardinality in _SERVED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

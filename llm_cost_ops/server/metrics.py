@@ -139,8 +139,6 @@ _TIMEOUT = 5.0
 class _Latencies:
     """A histogram: how many calls took up to each bound, and their seconds together."""
 
-    __slots__ = ("counts", "seconds")
-
     def __init__(self) -> None:
         self.counts = [0] * (len(BUCKETS) + 1)
         self.seconds = 0.0

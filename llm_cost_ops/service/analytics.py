@@ -33,7 +33,7 @@ _METRICS: dict[str, Callable[[Total], Any]] = {
     "output_tokens": lambda total: total.output_tokens,
     "cached_tokens": lambda total: total.cached_tokens,
     "unpriced_requests": lambda total: total.unpriced_requests,
-    "average_cost_per_request": lambda total: average(total.cost, total.requests - total.unpriced_requests),
+    "average_cost_per_request": lambda total: total.average_cost,
     "average_tokens_per_request": lambda total: average(total.tokens, total.requests),
 }
 _DEFAULT_METRICS = ["total_cost", "total_tokens", "total_requests"]
@@ -94,7 +94,7 @@ def _summary(total: Total, currency: str) -> AnalyticsSummary:
         total_cost=total.cost,
         total_tokens=total.tokens,
         total_requests=total.requests,
-        average_cost_per_request=_METRICS["average_cost_per_request"](total),
+        average_cost_per_request=total.average_cost,
         average_tokens_per_request=_METRICS["average_tokens_per_request"](total),
         unpriced_requests=total.unpriced_requests,
         currency=currency,

@@ -272,8 +272,6 @@ async def reprice(
 
 
 class _Sum:
-    __slots__ = ("after", "before", "records", "unpriced_after", "unpriced_before")
-
     def __init__(self) -> None:
         self.records = self.before = self.after = self.unpriced_before = self.unpriced_after = 0
 

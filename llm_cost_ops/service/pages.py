@@ -88,8 +88,6 @@ class Page:
     of who asked for it, so that it can't be used on another list or by somebody else.
     """
 
-    __slots__ = ("after", "number", "offset", "scope", "size")
-
     def __init__(self, number: int, size: int, after: Position | None, scope: str) -> None:
         self.number = number
         self.size = size

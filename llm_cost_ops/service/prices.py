@@ -13,15 +13,7 @@ from llm_cost_ops.ledger.protocols import Ledger
 from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
 
-__all__ = ["Prices", "catalog_card"]
-
-
-def catalog_card(card_id: str, version: int, origin_version: str) -> RateCard | None:
-    """The card of the catalog in force with an id, if it is of that version and origin."""
-    card = load_catalog().card(card_id)
-    if card is None or (card.version, card.origin_version) != (version, origin_version):
-        return None
-    return card
+__all__ = ["Prices"]
 
 
 class Prices:

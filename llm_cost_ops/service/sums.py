@@ -17,7 +17,6 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.currencies import CURRENCIES, CURRENCY_RULE
 from llm_cost_ops.rules.limits import check_amounts
-from llm_cost_ops.service.prices import catalog_card
 
 __all__ = [
     "TIME_DIMENSIONS",
@@ -125,6 +124,12 @@ class Total:
         return from_units(self.units)
 
     @property
+    def average_cost(self) -> Decimal | None:
+        """The cost of a call that has one in the currency that was asked for."""
+        elsewhere = sum(requests for _, requests in self._others.values())
+        return average(self.cost, self.requests - self.unpriced_requests - elsewhere)
+
+    @property
     def reported_cost(self) -> Decimal:
         """The part of the cost that providers stated."""
         return from_units(self.reported_units)
@@ -147,10 +152,7 @@ async def summed(
 ) -> tuple[Rows, Rows]:
     """The rows of the groups, and those of the total: others where a call is in several groups."""
     group_by = tuple(dimensions)
-    if "meter" in group_by:
-        rows = await ledger.sums.summarize_meters(where, group_by, buckets, catalog_card, context)
-    else:
-        rows = await ledger.sums.summarize(where, group_by, buckets, context)
+    rows = await ledger.sums.summarize(where, group_by, buckets, context)
     if _SEVERAL_GROUPS.isdisjoint(group_by):
         return rows, rows
     if buckets and where.end is None:

@@ -497,8 +497,6 @@ class Intake:
 class _Kind:
     """What records of a batch have in common that say the same of whom and what was called."""
 
-    __slots__ = ("alike", "plan", "provider")
-
     def __init__(self, record: UsageRecord, book: PriceBook) -> None:
         kept = as_kept(record)
         self.provider = kept.provider

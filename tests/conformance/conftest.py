@@ -116,7 +116,7 @@ def sending(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             return Flight([rider])
 
         # In memory too, where nobody waits for a commit.
-        monkeypatch.setattr(options, "_submits_wait", lambda *_, **__: True)
+        monkeypatch.setattr(options, "_batching_of", lambda config, **_: config.batching)
         monkeypatch.setattr(Group, "enter", lambda _: False)
         monkeypatch.setattr(Group, "add", add)
         monkeypatch.setattr(TaskBatching, "_submit", submit)

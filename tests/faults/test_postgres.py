@@ -14,10 +14,11 @@ import pytest
 from llm_cost_ops import CostOpsClient, CostOpsError
 from llm_cost_ops.cli import main
 from llm_cost_ops.ledger import open_ledger
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.faults.shared_database import Load, check_kept, execute, servers, submit
 from tests.postgres_server import PostgresServer
-from tests.unit.ledger.making import Sync, entry
+from tests.unit.ledger.making import Sync, context, entry
 from tests.waiting import MAX_WAIT, until
 
 pytestmark = pytest.mark.slow
@@ -121,12 +122,16 @@ def test_no_acknowledged_record_is_lost_with_the_primary() -> None:
 def test_a_commit_that_no_standby_confirmed_is_not_acknowledged() -> None:
     with PostgresServer() as primary:
         url = primary.new_database()
+        name = url.partition("?")[0].rpartition("/")[2]
+        # As if nobody wanted to be warned.
+        primary.execute(f"ALTER DATABASE {name} SET client_min_messages = error")
         standby = primary.standby()
         try:
             follow(primary, standby)
             with Sync(ledger=open_ledger(url, durability="replicated"), timeout=3.0) as ledger:
                 assert len(ledger.append([entry()])) == 1
                 standby.stop(signal.SIGKILL)
+                check_nothing_is_acknowledged(ledger)
                 with pytest.raises(RpcError) as caught:
                     ledger.append([entry(idempotency_key="k")])
                 assert caught.value.maybe_applied
@@ -143,6 +148,20 @@ def test_a_commit_that_no_standby_confirmed_is_not_acknowledged() -> None:
                 assert again.status == "duplicate"
         finally:
             standby.__exit__()
+
+
+def check_nothing_is_acknowledged(ledger: Sync) -> None:
+    """Nor what is found when it is sent again: at the deadline, PostgreSQL commits it without the standby."""
+    few, many = ([entry(n, idempotency_key=f"{count}.{n}") for n in range(count)] for count in (2, 150))
+    for call in (
+        lambda: ledger.store.append(few, context(0.5)),
+        lambda: ledger.store.append(many, context(0.5)),
+        lambda: ledger.store.set_retention("acme", 9, context(0.5)),
+    ):
+        for _ in range(2):
+            with pytest.raises(RpcError) as caught:
+                drive(call())
+            assert caught.value.code in (StatusCode.DEADLINE_EXCEEDED, StatusCode.UNAVAILABLE)
 
 
 def follow(primary: PostgresServer, standby: PostgresServer) -> None:

@@ -23,6 +23,12 @@ from tests.unit.ledger.making import Sync, context, entry
 
 pytestmark = pytest.mark.slow
 
+# Of the databases of tests.
+_IN_TRANSACTION = (
+    "SELECT pid FROM pg_stat_activity WHERE datname LIKE 'test%' AND pid <> pg_backend_pid() "
+    "AND (state = 'idle in transaction' OR query LIKE 'COPY %' AND state = 'active')"
+)
+
 
 @pytest.fixture(scope="module")
 def bouncer(postgres: Any) -> Iterator[Path]:
@@ -80,6 +86,36 @@ def test_a_query_ends_at_its_deadline_in_the_server_too(pooled_url: str, postgre
             assert time.monotonic() < until
             time.sleep(0.05)
         assert ledger.count(Filter()) == 0
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_copy_whose_connection_is_lost_is_done_again(
+    pooled_url: str, postgres: Any, within: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, lost = Session.copy, []
+
+    def lose() -> None:
+        if not lost:
+            lost.extend(pid for (pid,) in postgres.execute(_IN_TRANSACTION))
+            assert len(lost) == 1
+            # Waits until it is gone.
+            postgres.execute(f"SELECT pg_terminate_backend({lost[0]}, 60000)")
+
+    def copying(self: Session, sql: str, lines: Any) -> None:
+        def sent() -> Iterator[str]:
+            for part in lines:
+                yield part
+                lose()
+
+        if not within:
+            lose()
+        copy(self, sql, sent())
+
+    monkeypatch.setattr(Session, "copy", copying)
+    with Sync(ledger=open_ledger(pooled_url)) as ledger:
+        done = ledger.append([entry(n) for n in range(300)])
+        assert [each.status for each in done] == ["created"] * 300
+        assert ledger.count(Filter()) == 300
 
 
 def test_servers_under_load(pooled_url: str, postgres_url: str) -> None:

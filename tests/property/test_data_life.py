@@ -175,6 +175,7 @@ def test_sqlite_beside_a_model(script: list[tuple[str, Any]]) -> None:
         patch.object(day_sums, "MIN_ROWS", 1),
         patch.object(day_sums, "MIN_ROWS_OF_LONG", 1),
         patch.object(day_sums, "MIN_ROWS_A_GROUP", 0),
+        patch.object(day_sums, "MIN_ROWS_A_GROUP_OF_LONG", 0),
         Sync() as ledger,
     ):
         _run(ledger, script)

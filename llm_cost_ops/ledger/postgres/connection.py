@@ -43,10 +43,17 @@ _PLANNED = "SET LOCAL plan_cache_mode = force_custom_plan"
 _SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_PLANNED}; SET LOCAL jit = off"
 # Each statement has to see what was committed before it, whatever the database's default is.
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+# Of a transaction, the last two since a role may have others: without warnings nobody is told that the wait
+# for a standby was ended, and without nulls in arrays they are texts.
 _SETTINGS = (
-    "SELECT set_config('synchronous_commit', %(commit)s, true), "
-    "set_config('statement_timeout', %(timeout)s, true)"
+    "SELECT set_config('synchronous_commit', {commit}, true), "
+    "set_config('statement_timeout', {timeout}, true), "
+    "set_config('client_min_messages', 'warning', true), set_config('array_nulls', 'on', true)"
 )
+# COMMIT waits for a standby only where something was written. What a transaction finds instead, such as a key
+# that is there, may be committed without the standby, should somebody have ended the wait for it.
+_MARK = ", pg_logical_emit_message(true, 'llm_cost_ops', '')"
+_SETTINGS_IN_PIPELINE = _SETTINGS.format(commit="%(commit)s", timeout="%(timeout)s")
 # A time-out that ends the wait for a synchronous standby would make COMMIT succeed without it.
 _BEFORE_COMMIT = "SET LOCAL statement_timeout = 0"
 _STANDBY = (
@@ -128,7 +135,7 @@ class Database:
         if failure is not None and time.monotonic() < failure[0]:
             raise connect_error(failure[1])
         try:
-            connection = _Connection.connect(self._conninfo, autocommit=True)
+            connection = _Connection.connect(self._conninfo, autocommit=True, client_encoding="UTF8")
         except (psycopg.Error, UnicodeError, OSError) as error:
             self._failure = (time.monotonic() + _FAILURE_HOLDS, error.with_traceback(None))
             raise connect_error(error) from None  # its frames hold the password
@@ -153,6 +160,13 @@ class Database:
             raise RpcError(
                 StatusCode.FAILED_PRECONDITION,
                 f"the database is PostgreSQL {version // 10000}, and the ledger needs 15 or newer",
+                error_code="STORAGE_UNUSABLE",
+            )
+        encoding = session.connection.info.parameter_status("server_encoding")
+        if encoding not in (None, "UTF8"):
+            raise RpcError(
+                StatusCode.FAILED_PRECONDITION,
+                f"the encoding of the database is {encoding}, and the ledger needs UTF8",
                 error_code="STORAGE_UNUSABLE",
             )
         # At the start: later commits wait for a standby that is gone, and a promoted one may have none.
@@ -223,9 +237,15 @@ class Session:
 
     def copy(self, sql: str, lines: Iterable[str]) -> None:
         """Run a COPY from lines in PostgreSQL's text form."""
-        with self.connection.cursor().copy(sql.encode()) as copy:
-            for part in lines:
-                copy.write(_kept(part))
+        try:
+            with self.connection.cursor().copy(sql.encode()) as copy:
+                for part in lines:
+                    copy.write(_kept(part))
+        except (ValueError, psycopg.ProgrammingError) as error:
+            # psycopg's, when a pooler says why it closes the connection, and does: those are two answers.
+            if not self.connection.closed:
+                raise
+            raise psycopg.OperationalError("the connection was lost in the middle of COPY") from error
 
     def numbers(self, count: int) -> list[int]:
         """So many numbers for rows, ascending, that nobody else has; taken from the sequence in blocks."""
@@ -271,8 +291,9 @@ class Session:
     def begin(self, *statements: str, lasting: bool = True) -> psycopg.Cursor[tuple[Any, ...]]:
         """Begin a transaction and run its first statements, in one round trip; rows are those of the last."""
         commit = self._synchronous_commit if lasting else "off"
-        settings = (f"SET LOCAL synchronous_commit = {commit}", self._limited())
-        cursor = self.run("; ".join((_BEGIN, *settings, *statements)))
+        settings = _SETTINGS.format(commit=f"'{commit}'", timeout=f"'{self._timeout()}'")
+        mark = _MARK if commit == "on" else ""
+        cursor = self.run("; ".join((_BEGIN, settings + mark, *statements)))
         while cursor.nextset():
             pass
         return cursor
@@ -307,7 +328,9 @@ class Session:
     def begin_in_pipeline(self) -> None:
         """Begin a transaction with a statement for each step, as a pipeline needs it."""
         self.run(_BEGIN)
-        self.run(_SETTINGS, commit=self._synchronous_commit, timeout=str(self._timeout()))
+        commit = self._synchronous_commit
+        mark = _MARK if commit == "on" else ""
+        self.run(_SETTINGS_IN_PIPELINE + mark, commit=commit, timeout=str(self._timeout()))
 
     def commit_in_pipeline(self) -> None:
         """Commit likewise; `end_commit` comes after the pipeline."""
@@ -331,7 +354,9 @@ class Session:
         self.committing = False
 
     def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
-        if self.committing and diagnostic.severity_nonlocalized == "WARNING":
+        # A server that goes down warns too: behind the answer to COMMIT, or there is none.
+        goes_down = (diagnostic.sqlstate or "").startswith("57P")
+        if self.committing and diagnostic.severity_nonlocalized == "WARNING" and not goes_down:
             self._warned = True
 
     def close(self) -> None:

@@ -49,7 +49,9 @@ _MESSAGES = {
     "XX001": (StatusCode.DATA_LOSS, "{name} is damaged", ""),
     "XX002": (StatusCode.DATA_LOSS, "{name} is damaged", ""),
 }
-_RETRYABLE = ("40001", "40P01", "55P03", "57P01", "57P02", "57P03")
+_RETRYABLE = ("40001", "40P01", "55P03")
+# Or its class: of a connection that is lost, or that the server ends.
+_LOST = ("08", "57P", "25P03", "25P04")
 
 # Parts of what libpq says, which gives no SQLSTATE for a connection that was refused.
 _REFUSALS = (
@@ -92,10 +94,11 @@ def is_lost(error: BaseException) -> bool:
     """Whether the connection went away, so that it is not known what became of the last statement."""
     if isinstance(error, DeadlinePassedError):
         return True
-    if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+    if not isinstance(error, psycopg.Error):
         return False
-    state = error.sqlstate
-    return state is None or state.startswith(("08", "57P"))
+    if error.sqlstate is None:
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return error.sqlstate.startswith(_LOST)
 
 
 def busy_error() -> RpcError:

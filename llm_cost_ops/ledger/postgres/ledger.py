@@ -24,7 +24,6 @@ from llm_cost_ops.ledger.types import (
     Amounts,
     Appended,
     AuditFilter,
-    CardOf,
     Committed,
     Entry,
     Erased,
@@ -337,19 +336,8 @@ class PostgresSums:
         context: CallContext,
     ) -> list[tuple[tuple[str, ...], int, Amounts]]:
         """Exact sums per group, bucket and currency; see Sums."""
-        query = partial(sums.summarize, where=where, group_by=group_by, buckets=buckets)
-        return await self._ledger.read(query, context)
-
-    async def summarize_meters(
-        self,
-        where: Filter,
-        group_by: tuple[str, ...],
-        buckets: Sequence[tuple[datetime, datetime]] | None,
-        card_of: CardOf,
-        context: CallContext,
-    ) -> list[tuple[tuple[str, ...], int, Amounts]]:
-        """Exact sums by meter, bucket and currency; see Sums."""
-        query = partial(summarize_meters, where=where, group_by=group_by, buckets=buckets, card_of=card_of)
+        summarize = summarize_meters if "meter" in group_by else sums.summarize
+        query = partial(summarize, where=where, group_by=group_by, buckets=buckets)
         return await self._ledger.read(query, context)
 
     async def occupied(self, where: Filter, width: int, context: CallContext) -> list[int]:

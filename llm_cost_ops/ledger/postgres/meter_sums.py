@@ -7,10 +7,10 @@ from datetime import datetime
 from itertools import product
 from typing import Any
 
-from llm_cost_ops._gen.messages import RateCard, UsageRecord
+from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.ledger.encoding import decode_usage
 from llm_cost_ops.ledger.pieces import pieces_of
-from llm_cost_ops.ledger.postgres.cards import get_card, kept_card
+from llm_cost_ops.ledger.postgres.cards import kept_card
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.rows import units_sql
@@ -25,7 +25,7 @@ from llm_cost_ops.ledger.postgres.sums import (
     series_conditions,
 )
 from llm_cost_ops.ledger.shares import add_share, shares_of
-from llm_cost_ops.ledger.types import Amounts, CardOf, Filter
+from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.pricing.pricebook import CompiledCard
 from llm_cost_ops.rules.limits import check_amounts
 
@@ -37,10 +37,9 @@ def summarize_meters(
     where: Filter,
     group_by: tuple[str, ...],
     buckets: Sequence[tuple[datetime, datetime]] | None,
-    card_of: CardOf,
 ) -> list[tuple[Keys, int, Amounts]]:
     """The sums of each group, bucket and currency that has any, by bucket and keys."""
-    cards = _Cards(session, card_of)
+    cards = _Cards(session)
     totals: dict[tuple[int, Keys, str], Amounts] = {}
     # The cards are looked up first: no other query can run between two rows.
     for bucket, currency, pricing, units, data, *dimensions in _rows(session, where, buckets, cards):
@@ -87,26 +86,16 @@ def _rows(
 class _Cards:
     """The cards that priced what a query reads, each looked up once."""
 
-    def __init__(self, session: Session, card_of: CardOf) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
-        self._card_of = card_of
         self.found: dict[int, CompiledCard | None] = {}
 
     def look_up(self, pricings: Sequence[int]) -> None:
         """Find the card of each pricing."""
-        columns = "id, card_id, card_version, origin_version, digest"
-        query = f"SELECT {columns} FROM llm_cost_ops.pricing WHERE id = ANY(%s)"
-        for pricing, *facts in self._session.rows(query, list(pricings)):
-            card = self._card(*facts)
+        query = "SELECT id, digest FROM llm_cost_ops.pricing WHERE id = ANY(%s)"
+        for pricing, digest in self._session.rows(query, list(pricings)):
+            card = kept_card(self._session, digest) if digest else None
             self.found[pricing] = None if card is None else CompiledCard(card)
-
-    def _card(self, card_id: str, version: int, origin: str, digest: bytes) -> RateCard | None:
-        if not card_id:
-            return None
-        if digest and (kept := kept_card(self._session, digest)) is not None:
-            return kept
-        manual = get_card(self._session, card_id)
-        return manual if manual is not None else self._card_of(card_id, version, origin)
 
 
 def _values(

@@ -32,7 +32,7 @@ CREATE TABLE llm_cost_ops.series (
     UNIQUE (org, provider, model, project, operation, service_tier, processing, region, currency, status)
 );
 
--- What priced a record; digest is that of its card, empty where the card was not kept. Rows never change.
+-- What priced a record; digest is that of its card in kept_card, empty where none priced it. Rows never change.
 CREATE TABLE llm_cost_ops.pricing (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     card_id text NOT NULL,

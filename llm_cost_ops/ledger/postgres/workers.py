@@ -249,17 +249,22 @@ class Connected:
         if ticket.until is not None:
             until = min(until, ticket.until - _MARGIN)
         delay = 0.02
+        unsure = False
         while True:
             try:
                 return self._once(ticket)
             except RpcError as error:
-                if error.code is not StatusCode.UNAVAILABLE or error.maybe_applied:
+                passes = error.code is StatusCode.UNAVAILABLE and not error.maybe_applied
+                # An attempt before this one may have been committed.
+                error.maybe_applied = error.maybe_applied or unsure
+                if not passes:
                     raise
                 failed: RpcError = error
             except (psycopg.Error, DeadlinePassedError) as error:
-                unsure = self._is_unsure()
+                lost = is_lost(error)
+                unsure = unsure or (lost and self._is_unsure())
                 failed = rpc_error(error, maybe_applied=unsure)
-                passes = is_retryable(error) or (is_lost(error) and (ticket.repeatable or not unsure))
+                passes = is_retryable(error) or (lost and (ticket.repeatable or not unsure))
                 if isinstance(error, DeadlinePassedError) or not passes:
                     raise failed from error
             if ticket.abandoned or time.monotonic() + delay >= until:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from llm_cost_ops.ledger.sqlite import schema
@@ -68,7 +69,8 @@ class Database:
     def __init__(self, path: str | None, durability: str) -> None:
         if durability not in DURABILITIES:
             raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, not {durability!r}")
-        self.path = path
+        # A program may go to another folder later, such as a daemon.
+        self.path = path = None if path is None else str(Path(path).absolute())
         self.durability = durability
         self.name = "the database in memory" if path is None else "the database"
         self._looked_into = False

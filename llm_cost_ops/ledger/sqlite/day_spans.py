@@ -53,6 +53,11 @@ class Span(NamedTuple):
     counts: dict[int, int]
     groups: int | None
 
+    @property
+    def cost(self) -> int:
+        """How many sums it has."""
+        return self.groups or 0
+
 
 class Days:
     """An organization's days in one state of the data: their records, and what is kept of them."""
@@ -100,7 +105,7 @@ class Days:
         cost = 0
         for day in days:
             span = self.kept.get(day)
-            cost += self.records[day] if span is None else (span.groups or 0) + self.behind(span)
+            cost += self.records[day] if span is None else span.cost + self.behind(span)
         return cost
 
     def best(self, days: list[int]) -> tuple[Span | None, int]:
@@ -110,8 +115,8 @@ class Days:
         for span in self.long if len(days) > 1 else ():
             held = self.within(span.first, span.last)
             other = self.behind(span) + self.cost({*days}.symmetric_difference(held))
-            if other + (span.groups or 0) < least:
-                best, beside, least = span, other, other + (span.groups or 0)
+            if other + span.cost < least:
+                best, beside, least = span, other, other + span.cost
         return best, beside
 
 

@@ -54,7 +54,13 @@ MAX_DIMENSIONS = 32
 """For so many combinations of dimensions an organization's days are kept; others are read from rows."""
 
 MIN_ROWS_A_GROUP = 2
-"""Spans with fewer rows a group are read from rows: sums of groups that do not come again save nothing."""
+"""Days with fewer rows a group are read from rows: sums of groups that do not come again save nothing."""
+
+MIN_TRIED = 3
+"""After so many days that were not worth keeping, and more than those that were, no others are tried."""
+
+MIN_ROWS_A_GROUP_OF_LONG = 8
+"""Spans of several days with fewer rows, or sums of days, a group are not kept: they would fill the file."""
 
 _MAX_PIECES = 100_000
 _FILTERED = {
@@ -248,14 +254,16 @@ def _days_to_fold(days: Days, runs: list[Run], revision: int) -> Iterator[Fold]:
     for run in runs:
         within = days.within(run.first, run.last)
         span, _ = days.best(within)
-        wanted ^= {*within}.symmetric_difference(() if span is None else days.within(span.first, span.last))
+        wanted |= {*within}.symmetric_difference(() if span is None else days.within(span.first, span.last))
+    tried_days = sum(last - first == 1 for first, last in days.tried)
+    in_vain = tried_days >= max(MIN_TRIED, len(days.kept))
     for day in sorted(wanted | days.kept.keys()):
-        records, span, tried = days.records[day], days.kept.get(day), days.tried.get((day, day + 1))
+        records, span, tried = days.records.get(day, 0), days.kept.get(day), days.tried.get((day, day + 1))
         if span is not None:
-            due = day in wanted and days.behind(span) >= MIN_ROWS
+            due = day in wanted and days.behind(span) >= max(MIN_ROWS, span.cost // 4)
             due = due or revision - span.revision >= MIN_ROWS
         else:
-            due = tried is None or records >= MIN_ROWS_A_GROUP * sum(tried.counts.values())
+            due = not in_vain if tried is None else records >= MIN_ROWS_A_GROUP * sum(tried.counts.values())
         if due and records >= MIN_ROWS:
             yield Fold(days.org, days.organization, day, day + 1, records, [])
 
@@ -264,7 +272,10 @@ def _long_to_fold(days: Days, runs: list[Run], revision: int) -> Iterator[Fold]:
     for run in runs:
         within = days.within(run.first, run.last)
         span, beside = days.best(within)
-        due = beside >= MIN_ROWS_OF_LONG or (span is not None and revision - span.revision >= MIN_ROWS)
+        due = beside >= MIN_ROWS_OF_LONG
+        if span is not None:
+            # All of its sums are written again.
+            due = beside >= max(MIN_ROWS_OF_LONG, span.cost // 4) or revision - span.revision >= MIN_ROWS
         if len(within) < 2 or not due:
             continue
         first, last = within[0], within[-1] + 1
@@ -282,8 +293,9 @@ def state_now(connection: sqlite3.Connection, fold: Fold) -> tuple[int, int, dic
 
 
 def is_worth_keeping(fold: Fold, sums: Totals) -> bool:
-    """Whether sums are fewer than what they save reading, and fit the table."""
-    if len(sums) * MIN_ROWS_A_GROUP > fold.rows:
+    """Whether sums are much fewer than what they save reading, and fit the table."""
+    long = fold.last - fold.first > 1
+    if len(sums) * (MIN_ROWS_A_GROUP_OF_LONG if long else MIN_ROWS_A_GROUP) > fold.rows:
         return False
     return all(max(amounts) < 2**62 for amounts in sums.values())
 
@@ -364,14 +376,18 @@ def _add_spans(
     connection.executemany("INSERT INTO temp.kept VALUES (?, ?)", spans)
     # Each key is one of those that are kept, or the organization behind them.
     places = [dimensions.index(name) if name != "organization" else len(dimensions) for name in group_by]
+    same = places == [*range(len(dimensions))]
     groups: dict[int, tuple[Keys, str]] = {}
     allowed = _allowed(where, dimensions)
     for days in organizations:
         for group, text, currency in connection.execute(_GROUPS, (days.grouping,)):
-            keys = msgspec.json.decode(text, type=Keys)
-            if all(keys[at] in values for at, values in allowed):
+            keys = _KEYS.decode(text)
+            if allowed and not all(keys[at] in values for at, values in allowed):
+                continue
+            if not same:
                 keys = (*keys, days.organization)
-                groups[group] = (tuple([keys[at] for at in places]), currency)
+                keys = tuple([keys[at] for at in places])
+            groups[group] = (keys, currency)
     source = "temp.kept k CROSS JOIN day_sum d ON d.span = k.span"
     if allowed:
         connection.execute("DELETE FROM temp.wanted")
@@ -391,6 +407,7 @@ def _add_spans(
             totals[place] = amounts
 
 
+_KEYS = msgspec.json.Decoder(Keys)
 _OF_WANTED = "ON d.span = k.span AND d.grp = w.grp"
 
 

@@ -6,6 +6,7 @@ does, for who has the database in its own process.
 
 from __future__ import annotations
 
+import os
 import resource
 import sqlite3
 from contextlib import suppress
@@ -155,7 +156,7 @@ def is_at_size_limit(path: str) -> bool:
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit == resource.RLIM_INFINITY:
         return False
-    size = 0
+    size, path = 0, os.path.realpath(path)
     for suffix in ("", "-wal", "-journal"):
         with suppress(OSError):
             size = max(size, Path(path + suffix).stat().st_size)

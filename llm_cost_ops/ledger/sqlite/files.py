@@ -24,6 +24,7 @@ __all__ = [
     "create_private",
     "file_key",
     "is_refused",
+    "real_path",
     "refuse_in_this_process",
 ]
 
@@ -53,13 +54,18 @@ def _look(path: str) -> tuple[_Key | None, int]:
     return (found.st_dev, found.st_ino), found.st_size
 
 
+def real_path(path: str) -> str:
+    """Where a path leads: SQLite has -wal and -shm beside the file itself, not beside a link to it."""
+    return os.path.realpath(path)
+
+
 def create_private(path: str) -> None:
     """Make an empty file that only this user can read, if there is none.
 
     SQLite gives -wal and -shm the mode of the database.
     """
     with suppress(OSError):  # it is there, or SQLite says better why it can't be made
-        made = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        made = os.open(real_path(path), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
             os.fchmod(made, 0o600)  # whatever the umask
         finally:
@@ -92,7 +98,8 @@ class FileWatch:
         self.every_commit = every_commit
         self.damage = ""
         """What is wrong with the content of the files, for as long as this object lives."""
-        self._paths = (path, f"{path}-wal", f"{path}-shm")
+        real = real_path(path)
+        self._paths = (path, f"{real}-wal", f"{real}-shm")
         self._path = path
         self._lock = threading.Lock()
         self._open = 0

@@ -38,7 +38,6 @@ from llm_cost_ops.ledger.types import (
     Amounts,
     Appended,
     AuditFilter,
-    CardOf,
     Committed,
     Entry,
     Erased,
@@ -427,19 +426,6 @@ class SqliteSums:
         """Exact sums per group, bucket and currency; see Sums."""
         await self._fold(where, group_by, buckets, context)
         query = partial(summaries.summarize, where=where, group_by=group_by, buckets=buckets)
-        return await self._readers.read(query, context)
-
-    async def summarize_meters(
-        self,
-        where: Filter,
-        group_by: tuple[str, ...],
-        buckets: Sequence[tuple[datetime, datetime]] | None,
-        card_of: CardOf,
-        context: CallContext,
-    ) -> list[tuple[tuple[str, ...], int, Amounts]]:
-        """Exact sums by meter, bucket and currency; see Sums."""
-        await self._fold(where, group_by, buckets, context)
-        query = partial(summaries.summarize, where=where, group_by=group_by, buckets=buckets, card_of=card_of)
         return await self._readers.read(query, context)
 
     async def _fold(

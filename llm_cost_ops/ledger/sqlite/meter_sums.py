@@ -6,10 +6,10 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from itertools import product
 
-from llm_cost_ops._gen.messages import RateCard, UsageRecord
+from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.ledger.encoding import decode_usage
 from llm_cost_ops.ledger.shares import Share, shares_of
-from llm_cost_ops.ledger.sqlite.cards import get_card, kept_card
+from llm_cost_ops.ledger.sqlite.cards import kept_card
 from llm_cost_ops.ledger.sqlite.rows import units_of
 from llm_cost_ops.ledger.sqlite.sums import (
     SERIES_COLUMNS,
@@ -20,7 +20,7 @@ from llm_cost_ops.ledger.sqlite.sums import (
     per_record_conditions,
     pick_series,
 )
-from llm_cost_ops.ledger.types import CardOf, Filter
+from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.pricing.pricebook import CompiledCard
 
 __all__ = ["add_meter_rows"]
@@ -37,13 +37,12 @@ def add_meter_rows(
     where: Filter,
     group_by: Keys,
     belongs: str,
-    card_of: CardOf,
     totals: Totals,
 ) -> None:
     """Add what the rows hold that belong to the pieces in temp.piece (see sums.ANY_ORG)."""
     of_series = [name for name in group_by if name in SERIES_COLUMNS]
     groups = pick_series(connection, where, of_series)
-    cards = _Cards(connection, card_of)
+    cards = _Cards(connection)
     plain = _PlainRows(cards) if len(group_by) == len(of_series) + 1 else None
     for place, units, counts, data in _rows(connection, where, belongs):
         if plain is not None and plain.add(place, units, counts, data):
@@ -160,26 +159,17 @@ _NO_PRICES = (-1, -1, -1)
 class _Cards:
     """The cards that priced what a query reads, each looked up once."""
 
-    def __init__(self, connection: sqlite3.Connection, card_of: CardOf) -> None:
+    def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._card_of = card_of
         self._found: dict[int, CompiledCard | None] = {}
 
     def compiled(self, pricing: int) -> CompiledCard | None:
         if pricing not in self._found:
-            card = self._look_up(pricing)
+            query = "SELECT digest FROM pricing WHERE id = ?"
+            (digest,) = self._connection.execute(query, (pricing,)).fetchone()
+            card = kept_card(self._connection, digest) if digest else None
             self._found[pricing] = None if card is None else CompiledCard(card)
         return self._found[pricing]
-
-    def _look_up(self, pricing: int) -> RateCard | None:
-        query = "SELECT card_id, card_version, origin_version, digest FROM pricing WHERE id = ?"
-        card_id, version, origin, digest = self._connection.execute(query, (pricing,)).fetchone()
-        if not card_id:
-            return None
-        if digest and (kept := kept_card(self._connection, digest)) is not None:
-            return kept
-        manual = get_card(self._connection, card_id)
-        return manual if manual is not None else self._card_of(card_id, version, origin)
 
 
 def _values(

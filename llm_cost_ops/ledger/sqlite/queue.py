@@ -16,6 +16,8 @@ import struct
 import time
 from weakref import finalize
 
+from llm_cost_ops.ledger.sqlite.files import real_path
+
 __all__ = ["QueuedError", "WriteQueue"]
 
 # Behind any file. Places are microseconds of a clock that all processes share.
@@ -46,7 +48,7 @@ class WriteQueue:
     """
 
     def __init__(self, path: str) -> None:
-        self._path = f"{path}-wal"
+        self._path = f"{real_path(path)}-wal"
         self._file: int | None = None
         self._place = 0
         # Commits that may follow without a look at who waits.

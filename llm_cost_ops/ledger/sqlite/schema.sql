@@ -24,7 +24,7 @@ CREATE TABLE series (
     UNIQUE (org, provider, model, project, operation, service_tier, processing, region, currency, status)
 ) STRICT;
 
--- What priced a record; digest is that of its card, empty where the card was not kept. Rows never change.
+-- What priced a record; digest is that of its card in kept_card, empty where none priced it. Rows never change.
 CREATE TABLE pricing (
     id INTEGER PRIMARY KEY,
     card_id TEXT NOT NULL,

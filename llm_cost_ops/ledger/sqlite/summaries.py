@@ -10,7 +10,6 @@ import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
 
-from llm_cost_ops._gen.messages import RateCard
 from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.pieces import Piece, pieces_of
 from llm_cost_ops.ledger.retention import check_known
@@ -31,7 +30,7 @@ from llm_cost_ops.ledger.sqlite.sums import (
     load_tail,
     to_amounts,
 )
-from llm_cost_ops.ledger.types import Amounts, CardOf, Filter
+from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.rules.times import cover
 
 __all__ = ["count", "fold", "needs_rows", "summarize", "to_fold"]
@@ -46,13 +45,9 @@ def summarize(
     where: Filter,
     group_by: Keys,
     buckets: Buckets,
-    card_of: CardOf | None = None,
 ) -> list[tuple[Keys, int, Amounts]]:
-    """The sums of each group, bucket and currency that has any, by bucket, keys and currency.
-
-    `card_of` is needed where `group_by` holds meter.
-    """
-    totals = _totals(connection, where, group_by, buckets, card_of)
+    """The sums of each group, bucket and currency that has any, by bucket, keys and currency."""
+    totals = _totals(connection, where, group_by, buckets)
     found = []
     for bucket, keys, currency in sorted((bucket, keys, currency) for keys, bucket, currency in totals):
         amounts = totals[keys, bucket, currency]
@@ -79,7 +74,7 @@ def _count(connection: sqlite3.Connection, where: Filter) -> int:
         query = SumQuery(connection, where, (), totals)
         query.add_rows(list(pieces_of(where, None)))
         return sum(amounts[0] for amounts in totals.values())
-    return sum(amounts[0] for amounts in _totals(connection, where, (), None, None).values())
+    return sum(amounts[0] for amounts in _totals(connection, where, (), None).values())
 
 
 def needs_rows(where: Filter, group_by: Keys) -> bool:
@@ -99,21 +94,13 @@ def fold(
     connection: sqlite3.Connection, folds: Sequence[day_sums.Fold], dimensions: Keys, *, kept: bool = True
 ) -> list[day_sums.Folded]:
     """What is to be kept of days, from what is kept already and the rows; or from rows alone."""
-    unkept_cards: list[str] = []
-
-    def unkept(card_id: str, *_: object) -> RateCard | None:
-        # Another query may know another card, or none.
-        unkept_cards.append(card_id)
-        return None
-
     found = []
     for each in folds:
-        unkept_cards.clear()
         days: list[Piece] = [(0, each.first * day_spans.DAY, each.last * day_spans.DAY)]
         where = Filter(organization_ids=(each.organization,))
-        totals = _totals_of(connection, where, dimensions, days, unkept, kept=kept)
+        totals = _totals_of(connection, where, dimensions, days, kept=kept)
         sums = {place: amounts for place, amounts in totals.items() if amounts[0]}
-        worth = not unkept_cards and day_sums.is_worth_keeping(each, sums)
+        worth = day_sums.is_worth_keeping(each, sums)
         state = day_sums.state_now(connection, each)
         found.append(day_sums.Folded(each, *state, sums, day_sums.times_forgotten(connection), worth))
     return found
@@ -138,10 +125,9 @@ def _totals(
     where: Filter,
     group_by: Keys,
     buckets: Buckets,
-    card_of: CardOf | None,
 ) -> Totals:
     _check_known(connection, where, group_by, buckets)
-    return _totals_of(connection, where, group_by, list(pieces_of(where, buckets)), card_of)
+    return _totals_of(connection, where, group_by, list(pieces_of(where, buckets)))
 
 
 def _totals_of(
@@ -149,7 +135,6 @@ def _totals_of(
     where: Filter,
     group_by: Keys,
     pieces: list[Piece],
-    card_of: CardOf | None,
     *,
     kept: bool = True,
 ) -> Totals:
@@ -168,8 +153,7 @@ def _totals_of(
 
     def add_rows(belongs: str) -> None:
         if query is None:
-            assert card_of is not None
-            add_meter_rows(connection, where, group_by, belongs, card_of, totals)
+            add_meter_rows(connection, where, group_by, belongs, totals)
         else:
             query.add_rows_of_pieces(belongs)
 

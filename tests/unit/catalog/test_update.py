@@ -61,6 +61,16 @@ def test_another_path_is_for_this_process_only(bundle: Bundle, tmp_path: Path) -
     assert load_catalog().version.startswith("genai-prices")
 
 
+def test_a_link_leads_to_the_new_file(bundle: Bundle, tmp_path: Path) -> None:
+    volume, link = tmp_path / "volume", tmp_path / "prices.bin"
+    volume.mkdir()
+    link.symlink_to(volume / "shared.bin")
+    (tmp_path / "new.bin").write_bytes(bundle(version="new 1"))
+    update_catalog(tmp_path / "new.bin", path=link)
+    assert link.is_symlink()
+    assert load_catalog(volume / "shared.bin").version == "new 1"
+
+
 def test_a_url_is_got_as_it_is(bundle: Bundle) -> None:
     seen: list[httpx.Request] = []
 

@@ -244,3 +244,14 @@ def test_a_backup_waits_for_nobody_and_nobody_for_it(tmp_path: Path) -> None:
         other.close()
         store.append([entry()])
     assert main(["db", "check", str(tmp_path / "b.db")]) == 0
+
+
+def test_a_backup_of_postgres_is_refused_and_its_password_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, file = "postgresql://costs:canary@db.example.com/costs", str(tmp_path / "costs.db")
+    for source, target in ((url, file), (file, url)):
+        assert main(["db", "backup", source, target]) == 2
+        said = capsys.readouterr().err
+        assert "pg_dump" in said
+        assert "canary" not in said

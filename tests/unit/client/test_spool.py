@@ -11,11 +11,13 @@ import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_cost_ops import ClientConfig, CostOpsClient, RecorderConfig
 from llm_cost_ops.client.spool import MAX_FRAME_BYTES, Spool, SpoolError, SpoolFullError
 from tests.waiting import MAX_WAIT, until
 
@@ -139,6 +141,29 @@ def test_what_is_kept_after_the_files_were_deleted_is_there_for_the_next_process
     following = Spool(folder)
     assert drained(following) == [b"left"]
     following.close()
+
+
+def test_a_program_that_goes_to_another_folder_keeps_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path is that of the folder where the client was made: a daemon goes to / after that."""
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    config = ClientConfig(
+        base_url="sqlite:///costs.db", organization_id="o", recorder=RecorderConfig(spool="spool")
+    )
+    usage: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 1}
+    with CostOpsClient(config=config) as used, CostOpsClient(config=config) as unused:
+        used.usage.submit(**usage)
+        monkeypatch.chdir(tmp_path / "second")
+        for client in (used, unused):
+            client.usage.submit(**usage)
+            client.usage.record(**usage)
+            client.flush(MAX_WAIT)
+        assert used.costs.get().total_requests == 5
+        assert (tmp_path / "first" / "spool").is_dir()
+    assert list((tmp_path / "second").iterdir()) == []
 
 
 def test_many_segments_are_not_as_many_open_files(tmp_path: Path) -> None:

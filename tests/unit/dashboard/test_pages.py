@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
 
+from llm_cost_ops import CostOpsClient
 from llm_cost_ops.dashboard import rendering
-from llm_cost_ops.ledger import Ledger
+from llm_cost_ops.ledger import Ledger, open_ledger
 from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.server import asgi_app
 from tests.unit.dashboard.site import (
@@ -195,6 +197,31 @@ async def test_a_share_of_nothing_is_no_share(client: httpx.AsyncClient) -> None
     shares = {counts[:2] == ["0", "0"]: share for (counts, [share]) in cells.values()}
     assert shares[True] == "–"
     assert shares[False].endswith(" %")
+
+
+async def test_what_a_call_cost_is_of_calls_in_one_currency(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'costs.db'}"
+    with CostOpsClient(base_url=url, organization_id="acme") as client:
+        client.pricing.create(
+            provider="house",
+            model_id="m",
+            currency="EUR",
+            output_price_per_1k="1",
+            effective_date="2020-01-01",
+        )
+        for provider, model in (("openai", "gpt-4o"), ("house", "m"), ("house", "m")):
+            client.usage.submit(provider=provider, model_id=model, output_tokens=1000, tags=["t"])
+        series = client.analytics.get(start_date=datetime.now(UTC) - timedelta(days=1))
+        assert str(series.summary.average_cost_per_request) == "0.01"
+    ledger = open_ledger(url)
+    async with browser(ledger, require_keys=False) as web:
+        for by in ("organization", "tag", "user"):
+            for address in ("/", "/dashboard/requests"):
+                page = (await web.get(f"{address}?by={by}")).text
+                # A cent for the one call in USD: in the tile, the group and the total below.
+                assert re.sub(r"<[^>]*>", " ", page).count("$0.01 ") >= 3, (address, by)
+                assert "$0.0033" not in page, (address, by)
+    await ledger.aclose()
 
 
 async def test_the_same_names_have_the_same_colours(client: httpx.AsyncClient) -> None:

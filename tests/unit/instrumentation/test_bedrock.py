@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llm_cost_ops import CostOpsClient
+from llm_cost_ops.types import UsageQuality
 from tests.sdk_stub import INPUT, OUTPUT, Stub
 from tests.unit.instrumentation.matrix import only_record, records_of
 from tests.unit.instrumentation.ways_others import BEDROCK_MODEL, CONVERSE
@@ -66,6 +67,23 @@ class AioStream:
 
 
 METADATA = {"metadata": {"usage": {"inputTokens": INPUT, "outputTokens": OUTPUT}}}
+
+
+def test_an_embedding_has_its_count_in_a_header(client: CostOpsClient) -> None:
+    events = pytest.importorskip("botocore.hooks").HierarchicalEmitter()
+    model = SimpleNamespace(service_name="bedrock-runtime")
+    client.instrument(SimpleNamespace(meta=SimpleNamespace(service_model=model, events=events)))
+    context: dict[str, Any] = {}
+    headers = {"x-amzn-bedrock-input-token-count": "7"}
+    parsed = {"body": object(), "ResponseMetadata": {"RequestId": "r-1", "HTTPHeaders": headers}}
+    call = "bedrock-runtime.InvokeModel"
+    params = {"modelId": "amazon.titan-embed-text-v2:0"}
+    events.emit(f"provide-client-params.{call}", params=params, context=context)
+    response = SimpleNamespace(status_code=200)
+    events.emit(f"after-call.{call}", http_response=response, parsed=parsed, context=context)
+    [record] = records_of(client)
+    assert (record.input_tokens, record.output_tokens) == (7, 0)
+    assert record.quality is not UsageQuality.UNKNOWN
 
 
 async def read_to_the_end(stream: Any) -> None:

@@ -66,7 +66,7 @@ def entry(
     return Entry(record, key, TAKEN, units, by)
 
 
-SUMS = ("count", "occupied", "summarize", "summarize_meters")
+SUMS = ("count", "occupied", "summarize")
 
 
 class Sync:

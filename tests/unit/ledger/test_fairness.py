@@ -242,6 +242,17 @@ def test_two_that_come_in_the_same_microsecond_both_have_a_place() -> None:
         assert len({one._place for one in file.queues}) == 3
 
 
+def test_those_that_come_by_a_link_stand_in_the_same_queue(tmp_path: Path) -> None:
+    path, link = tmp_path / "costs.db", tmp_path / "link.db"
+    (tmp_path / "costs.db-wal").touch()
+    link.symlink_to(path)
+    waiting, newcomer = WriteQueue(str(link)), WriteQueue(str(path))
+    waiting.join()
+    assert newcomer.must_wait()
+    newcomer.leave()
+    waiting.leave()
+
+
 def test_where_the_file_system_has_no_such_locks_there_is_no_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

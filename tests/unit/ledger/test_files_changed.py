@@ -179,6 +179,23 @@ class Serving:
         self.process.communicate()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_files_behind_a_link_are_watched_and_private(tmp_path: Path, kind: str) -> None:
+    """SQLite has -wal and -shm beside the file that a link leads to."""
+    volume, link = tmp_path / "volume", tmp_path / "costs.db"
+    volume.mkdir()
+    link.symlink_to(volume / "real.db")
+    with opened(link, kind) as store:
+        submit(store, "a", "b")
+        store.count(Filter())
+        found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in volume.iterdir()}
+        assert found == dict.fromkeys(("real.db", "real.db-wal", "real.db-shm"), 0o600)
+        (volume / "real.db-wal").unlink()
+        assert "write-ahead log was removed or replaced" in refused(store).message
+        submit(store, "c")
+    check_kept(link, "a", "b", "c")
+
+
 def test_a_log_that_was_removed_before_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "costs.db"
     with Serving(path) as serving:

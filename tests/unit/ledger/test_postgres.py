@@ -171,7 +171,7 @@ def use_everything(ledger: Sync, price: int) -> None:
             ledger.list_usage(where, sort, True, 1, position, None)
         for group_by in ((), ("organization",), ("user",), ("tag",), ("label:a",)):
             ledger.summarize(where, group_by, None)
-            ledger.summarize_meters(where, ("meter", *group_by), None, lambda *_: None)
+            ledger.summarize(where, ("meter", *group_by), None)
         for dry_run in (True, False):
             ledger.reprice(where, lambda _: Priced(price, pricing()), None, 2, dry_run=dry_run)
     _, position = ledger.committed(None, 2)
@@ -287,6 +287,41 @@ def test_a_card_waits_for_appends_that_were_priced_without_it(postgres_url: str,
         appending.rollback()
         assert adding.result()[1] == "created"
         assert drive(ledger.store.append([entry()], context(), 0)) is None
+
+
+_ODD = {
+    "array_nulls": "off",
+    "bytea_output": "escape",
+    "client_encoding": "latin1",
+    "client_min_messages": "error",
+    "datestyle": "German",
+    "default_transaction_isolation": "serializable",
+    "extra_float_digits": "-15",
+    "intervalstyle": "sql_standard",
+    "row_security": "off",
+    "search_path": "nowhere",
+    "standard_conforming_strings": "off",
+    "synchronous_commit": "off",
+    "timezone": "Pacific/Chatham",
+    "transform_null_equals": "on",
+}
+
+
+@pytest.mark.parametrize("least", [1, 100])
+def test_settings_of_a_role_or_database_change_nothing(postgres_url: str, postgres: Any, least: int) -> None:
+    for setting, value in _ODD.items():
+        name = postgres_url.partition("?")[0].rpartition("/")[2]
+        postgres.execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")
+    odd = 'é "\\" \' {NULL,} \\n \n\t'
+    made = [entry(0, user_id=odd, tags=[odd], labels={odd: odd}, idempotency_key=odd), entry(1, units=None)]
+    with patch.object(writing, "MIN_COPIED", least), Sync(ledger=open_ledger(postgres_url)) as ledger:
+        ids = [done.usage_id for done in ledger.append(made)]
+        assert revise(ledger, ids[1], 1, entry(1, user_id="NULL").record, units=None)
+        found, _ = ledger.list_usage(Filter(), "timestamp", False, 9, None, None)
+        assert [(each.id, each.user_id) for each in found] == [(ids[0], odd), (ids[1], "NULL")]
+        assert (found[0].tags, found[0].labels, found[0].idempotency_key) == ([odd], {odd: odd}, odd)
+        assert ledger.count(Filter(user_ids=(odd,), tags=(odd,), labels={odd: odd})) == 1
+        assert ledger.find_faults() == []
 
 
 def test_a_write_that_failed_leaves_no_connection_on_which_others_fail(postgres_url: str) -> None:

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import pickle
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psycopg
 import pytest
@@ -17,7 +19,8 @@ from llm_cost_ops.cli import main
 from llm_cost_ops.config import ClientConfig, without_password
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.ledger import open_ledger
-from llm_cost_ops.ledger.postgres.errors import connect_error
+from llm_cost_ops.ledger.postgres.connection import Session
+from llm_cost_ops.ledger.postgres.errors import connect_error, is_lost, rpc_error
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.server.running import _opened as opened
 from tests.unit.ledger.making import Sync, entry
@@ -103,6 +106,32 @@ def test_what_is_wrong_is_named(text: str, message: str) -> None:
 def test_a_resolver_that_is_not_there_for_now_is_asked_again() -> None:
     text = "failed to resolve host 'db.authentication.svc': [Errno -3] Temporary failure in name resolution"
     assert connect_error(psycopg.OperationalError(text)).code is StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("state", ["08006", "25P03", "25P04", "57P01", "57P02", "57P05"])
+def test_a_connection_that_the_server_ends_is_lost(state: str) -> None:
+    error = psycopg.errors.lookup(state)()
+    assert is_lost(error)
+    assert rpc_error(error).code is StatusCode.UNAVAILABLE
+
+
+def test_a_server_that_goes_down_behind_a_commit_is_no_standby_that_is_away() -> None:
+    for state, confirmed in (("57P02", True), ("57P01", True), ("01000", False)):
+        session = Session(Mock(), "on")
+        with nullcontext() if confirmed else pytest.raises(RpcError, match="not confirmed by a standby"):
+            session._expect_commit()
+            session._notice(Mock(severity_nonlocalized="WARNING", sqlstate=state))
+            session.end_commit()
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_can_not_hold_every_text_is_refused(postgres: Any, encoding: str) -> None:
+    name = f"in_{encoding.lower()}"
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
+    error = refusal(postgres.url(name))
+    assert (error.code, error.error_code) == (StatusCode.FAILED_PRECONDITION, "STORAGE_UNUSABLE")
+    assert f"is {encoding}, and the ledger needs UTF8" in error.message
+    postgres.drop(postgres.url(name))
 
 
 def test_anothers_schema_and_a_newer_one_are_left_alone(postgres: Any) -> None:

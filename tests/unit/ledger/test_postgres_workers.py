@@ -1,4 +1,4 @@
-"""Jobs that are alike and wait at the same time are done as one. (The database is a stand-in.)"""
+"""Jobs that are alike are done as one, and which are done again. (The database is a stand-in.)"""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from threading import Event
 from typing import Any, cast
 
+import psycopg
 import pytest
 
-from llm_cost_ops.ledger.postgres.workers import Ticket, Workers
+from llm_cost_ops.ledger.postgres import workers as threads
+from llm_cost_ops.ledger.postgres.errors import connect_error
+from llm_cost_ops.ledger.postgres.workers import Connected, Ticket, Workers
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.waiting import MAX_WAIT
 
@@ -18,6 +21,7 @@ class Database:
     """Its sessions are itself."""
 
     usable = True
+    committing = False
 
     def connect(self) -> Database:
         return self
@@ -165,3 +169,59 @@ def test_a_job_that_comes_while_idle_threads_end_is_done(monkeypatch: pytest.Mon
     finally:
         go_on.set()
         workers.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "repeatable", "attempts", "maybe_applied"),
+    [
+        # It may come right behind the answer to COMMIT, which nobody saw then.
+        (psycopg.errors.AdminShutdown(), False, 1, True),
+        (psycopg.errors.AdminShutdown(), True, 2, False),
+        (psycopg.OperationalError("server closed the connection"), False, 1, True),
+        (psycopg.errors.DeadlockDetected(), False, 2, False),
+        (psycopg.errors.DiskFull(), True, 1, False),
+    ],
+)
+def test_what_may_be_committed_is_done_again_where_that_does_no_harm(
+    error: psycopg.Error, repeatable: bool, attempts: int, maybe_applied: bool
+) -> None:
+    database, tried = Database(), []
+
+    def job(session: Any) -> str:
+        tried.append(session)
+        session.committing = len(tried) == 1
+        if session.committing:
+            raise error
+        return "done"
+
+    connected = Connected(cast("Any", database))
+    ticket = Ticket[str](job, None, repeatable=repeatable)
+    if attempts == 1:
+        with pytest.raises(RpcError) as caught:
+            connected.attempt(ticket)
+        assert caught.value.maybe_applied == maybe_applied
+    else:
+        assert connected.attempt(ticket) == "done"
+    assert len(tried) == attempts
+
+
+@pytest.mark.parametrize(
+    "later",
+    [connect_error(psycopg.OperationalError("connection refused")), psycopg.errors.DiskFull()],
+    ids=["away", "full"],
+)
+def test_what_may_be_committed_stays_so_whatever_fails_after_it(
+    later: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_RECONNECTING", 0.1)
+    tried = []
+
+    def job(session: Any) -> None:
+        tried.append(session)
+        session.committing = len(tried) == 1
+        raise psycopg.OperationalError("server closed the connection") if session.committing else later
+
+    with pytest.raises(RpcError) as caught:
+        Connected(cast("Any", Database())).attempt(Ticket(job, None))
+    assert len(tried) > 1
+    assert caught.value.maybe_applied
