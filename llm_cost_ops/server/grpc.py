@@ -59,7 +59,7 @@ from llm_cost_ops.transports.net.headers import (
 )
 from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.fields import walk
-from llm_cost_ops.wire.unknown import Unknown
+from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS, Unknown
 
 __all__ = ["GrpcServer", "HealthHandler"]
 
@@ -447,6 +447,9 @@ def _in_json(context: CallContext) -> bool:
     if codec not in {"", "json", "proto"}:
         rule = f"{CODEC_HEADER} must be json or proto, not {str(codec)[:40]!r}"
         raise RpcError(StatusCode.UNIMPLEMENTED, rule)
+    if codec == "json" and UNKNOWN_FIELDS not in context.metadata:
+        # A client writes what its messages have, which may be newer: kept as in protobuf, whatever the codec.
+        context.metadata.set(UNKNOWN_FIELDS, "keep")
     return codec == "json"
 
 
