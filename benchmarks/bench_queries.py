@@ -1,7 +1,7 @@
 """Do queries grow with the groups or with the events? 10^5, 10^6 and 4*10^6 events of the same 30 days.
 
 5,000 users, 10 models in 5 projects, three labels (of 20, 100 and 3 values), and tags. The first query of a
-kind may keep sums of whole days: its CPU time is printed beside that of later ones. The files are built once
+kind may keep sums of days: its CPU time is printed beside that of later ones. The files are built once
 and kept in a folder for temporary files: set BENCH_QUERIES_DIR for another one, and delete it for new files.
 Run: python benchmarks/bench_queries.py [events ...]
 """
@@ -108,8 +108,14 @@ def timed(ask: Callable[[SqliteLedger], Any], store: SqliteLedger) -> tuple[floa
     return times[0], statistics.median(times[1:])
 
 
+def between(first: str, last: str, **fields: Any) -> Filter:
+    start, end = parse_interval(first, last)
+    return Filter(start=start, end=end, **fields)
+
+
 def queries() -> list[tuple[str, Callable[[SqliteLedger], Any]]]:
-    days = Filter(**dict(zip(("start", "end"), parse_interval("2026-01-01", "2026-01-30"), strict=True)))
+    month = ("2026-01-01", "2026-01-30")
+    days = between(*month)
     ragged = Filter(start=START + timedelta(seconds=4321.5), end=START + timedelta(days=29, seconds=1234.5))
 
     def sums(where: Filter, *group_by: str, interval: str = "", zone: str = "") -> Callable[..., Any]:
@@ -147,7 +153,13 @@ def queries() -> list[tuple[str, Callable[[SqliteLedger], Any]]]:
         ("by two labels", sums(days, "label:team", "label:feature")),
         ("by user and project", sums(days, "user", "project")),
         ("by user and model", sums(days, "user", "model")),
-        ("by model, of a user", sums(Filter(user_ids=("user-7",), start=days.start, end=days.end), "model")),
+        ("by user and model, 29 days", sums(between("2026-01-02", "2026-01-30"), "user", "model")),
+        ("by user and model, a day", sums(between("2026-01-30", "2026-01-30"), "user", "model")),
+        ("by user and label", sums(days, "user", "label:team")),
+        ("by user, of a model", sums(between(*month, model_ids=("gpt-1",)), "user")),
+        ("by user, of a label", sums(between(*month, labels={"team": "team-1"}), "user")),
+        ("by model, of a user", sums(between(*month, user_ids=("user-7",)), "model")),
+        ("by model and day, of a user", sums(between(*month, user_ids=("user-7",)), "model", interval="day")),
         ("page 1", page(Filter())),
         ("page 1 of a tag", page(Filter(tags=("tag-7",)))),
         ("page 1 of a label", page(Filter(labels={"feature": "feature-7"}))),

@@ -389,7 +389,7 @@ class _Method:
             return codec.type(unknown_=Unknown(error=error.reason, error_field=error.path))
 
     async def _part(self, data: bytes) -> object:
-        """One field of a message as a request of its own, so that an element of a list harms only itself.
+        """One field of a message as a request of its own, so that a wrong element of a list fails alone.
 
         One that can't be decoded says why in its `unknown_`; so does the whole, where it has no fields.
         """

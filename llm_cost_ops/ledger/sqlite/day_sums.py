@@ -29,11 +29,12 @@ __all__ = [
     "Fold",
     "Folded",
     "Rest",
+    "SumsToKeep",
+    "TooManyGroupsError",
     "add_kept",
     "dimensions_of",
     "forget",
     "forget_before",
-    "is_worth_keeping",
     "settle",
     "state_now",
     "store",
@@ -53,7 +54,7 @@ MAX_LONG = 4
 MAX_DIMENSIONS = 32
 """For so many combinations of dimensions an organization's days are kept; others are read from rows."""
 
-MIN_ROWS_A_GROUP = 2
+MIN_ROWS_A_GROUP = 4
 """Days with fewer rows a group are read from rows: sums of groups that do not come again save nothing."""
 
 MIN_TRIED = 3
@@ -61,6 +62,9 @@ MIN_TRIED = 3
 
 MIN_ROWS_A_GROUP_OF_LONG = 8
 """Spans of several days with fewer rows, or sums of days, a group are not kept: they would fill the file."""
+
+MAX_GROUPS_OF_LONG = 250_000
+"""Nor those with more groups."""
 
 _MAX_PIECES = 100_000
 _FILTERED = {
@@ -91,17 +95,17 @@ class Fold(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """The sums of days, and of which rows and revisions they are; `forgotten` is how often kept sums had been
-    forgotten by then. `kept` says that they are worth keeping.
+    """The sums of days, None where they are not worth keeping, and of which rows and revisions they are.
+
+    `forgotten` is how often kept sums had been forgotten by then.
     """
 
     fold: Fold
     seq: int
     revision: int
     counts: dict[int, int]
-    sums: Totals
+    sums: Totals | None
     forgotten: int
-    kept: bool
 
 
 class Rest(NamedTuple):
@@ -279,8 +283,10 @@ def _long_to_fold(days: Days, runs: list[Run], revision: int) -> Iterator[Fold]:
         if len(within) < 2 or not due:
             continue
         first, last = within[0], within[-1] + 1
-        tried, rows = days.tried.get((first, last)), days.cost(within)
-        if tried is None or rows >= MIN_ROWS_A_GROUP * sum(tried.counts.values()):
+        rows = days.cost(within)
+        # Other days have as many groups, unless they are many more.
+        tried = [sum(span.counts.values()) for span in days.tried.values() if span.last - span.first > 1]
+        if rows >= MIN_ROWS_A_GROUP * max(tried, default=0):
             yield Fold(days.org, days.organization, first, last, rows, days.outdated)
 
 
@@ -292,12 +298,41 @@ def state_now(connection: sqlite3.Connection, fold: Fold) -> tuple[int, int, dic
     return seq, revision, records_of(connection, [fold.org], fold.first, fold.last)[fold.org]
 
 
-def is_worth_keeping(fold: Fold, sums: Totals) -> bool:
-    """Whether sums are much fewer than what they save reading, and fit the table."""
-    long = fold.last - fold.first > 1
-    if len(sums) * (MIN_ROWS_A_GROUP_OF_LONG if long else MIN_ROWS_A_GROUP) > fold.rows:
-        return False
-    return all(max(amounts) < 2**62 for amounts in sums.values())
+class TooManyGroupsError(Exception):
+    """More groups than are worth keeping."""
+
+
+class SumsToKeep(Totals):
+    """Sums while they are added up for a fold; TooManyGroupsError as soon as they are not worth keeping.
+
+    Where nearly each record has a group of its own, all of them would need much memory.
+    """
+
+    def __init__(self, fold: Fold) -> None:
+        super().__init__()
+        self._rows = fold.rows
+        self._groups = 0
+        is_long = fold.last - fold.first > 1
+        self._rows_a_group = MIN_ROWS_A_GROUP_OF_LONG if is_long else MIN_ROWS_A_GROUP
+        self._max_groups = MAX_GROUPS_OF_LONG if is_long else 2**62
+
+    def __setitem__(self, place: tuple[Keys, int, str], amounts: list[int]) -> None:
+        # What is to be taken away has groups that are there beside it.
+        if place[1] >= 0 and place not in self:
+            self._groups += 1
+            if self._groups * self._rows_a_group > self._rows or self._groups > self._max_groups:
+                raise TooManyGroupsError
+        super().__setitem__(place, amounts)
+
+    def found(self) -> Totals:
+        """The sums of records. Those of none are left where something was taken away."""
+        sums = {place: amounts for place, amounts in self.items() if amounts[0]}
+        if any(max(amounts) > _MAX_AMOUNT for amounts in sums.values()):
+            raise TooManyGroupsError
+        return sums
+
+
+_MAX_AMOUNT = 2**62
 
 
 def store(cursor: sqlite3.Cursor, dimensions: Keys, folded: Iterable[Folded]) -> None:
@@ -316,10 +351,10 @@ def store(cursor: sqlite3.Cursor, dimensions: Keys, folded: Iterable[Folded]) ->
         )
         _delete(cursor, [*instead_of, *(span for (span,) in rows)])
         counts = msgspec.json.encode(each.counts).decode()
-        groups = len(each.sums) if each.kept else None
+        groups = None if each.sums is None else len(each.sums)
         cursor.execute(_ADD_SPAN, (grouping, first, last, each.seq, each.revision, counts, groups))
         span = cursor.lastrowid or 0
-        if each.kept:
+        if each.sums is not None:
             _add(cursor, grouping, span, each.sums)
         if last - first > 1:
             rows = cursor.execute(_TOO_MANY, (grouping, MAX_LONG))

@@ -65,9 +65,12 @@ def _wrong_days(connection: sqlite3.Connection) -> Iterator[str]:
     wrong = 0
     for text, org, organization, span, first, last, revision, counts in connection.execute(_SPANS):
         dimensions = msgspec.json.decode(text, type=sums.Keys)
-        fold = day_sums.Fold(org, organization, first, last, 0, [])
+        fold = day_sums.Fold(org, organization, first, last, 2**62, [])
         [now] = summaries.fold(connection, [fold], dimensions, kept=False)
-        if now.revision != revision or now.counts != msgspec.json.decode(counts, type=dict[int, int]):
+        holds_all = now.revision == revision and now.counts == msgspec.json.decode(
+            counts, type=dict[int, int]
+        )
+        if not holds_all or now.sums is None:
             continue
         kept = {
             (keys, currency): _normalized(amounts)

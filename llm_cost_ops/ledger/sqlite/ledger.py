@@ -458,7 +458,7 @@ class SqliteSums:
                 except RpcError:
                     context.check_deadline()
                     return
-                if not any(each.kept for each in folded):
+                if all(each.sums is None for each in folded):
                     # What can't be kept would be read twice: the others are left to later queries.
                     break
 

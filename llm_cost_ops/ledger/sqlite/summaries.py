@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 
 from llm_cost_ops.ledger.encoding import to_micros
@@ -98,11 +99,13 @@ def fold(
     for each in folds:
         days: list[Piece] = [(0, each.first * day_spans.DAY, each.last * day_spans.DAY)]
         where = Filter(organization_ids=(each.organization,))
-        totals = _totals_of(connection, where, dimensions, days, kept=kept)
-        sums = {place: amounts for place, amounts in totals.items() if amounts[0]}
-        worth = day_sums.is_worth_keeping(each, sums)
+        totals = day_sums.SumsToKeep(each)
+        sums: Totals | None = None
+        with suppress(day_sums.TooManyGroupsError):
+            _add_totals(connection, where, dimensions, days, totals, kept=kept)
+            sums = totals.found()
         state = day_sums.state_now(connection, each)
-        found.append(day_sums.Folded(each, *state, sums, day_sums.times_forgotten(connection), worth))
+        found.append(day_sums.Folded(each, *state, sums, day_sums.times_forgotten(connection)))
     return found
 
 
@@ -127,29 +130,31 @@ def _totals(
     buckets: Buckets,
 ) -> Totals:
     _check_known(connection, where, group_by, buckets)
-    return _totals_of(connection, where, group_by, list(pieces_of(where, buckets)))
+    totals: Totals = {}
+    _add_totals(connection, where, group_by, list(pieces_of(where, buckets)), totals)
+    return totals
 
 
-def _totals_of(
+def _add_totals(
     connection: sqlite3.Connection,
     where: Filter,
     group_by: Keys,
     pieces: list[Piece],
+    totals: Totals,
     *,
     kept: bool = True,
-) -> Totals:
-    totals: Totals = {}
+) -> None:
     if "meter" in group_by:
         query = None
     else:
         query = SumQuery(connection, where, group_by, totals)
         if not query.groups:
-            return totals
+            return
     if not pieces:
-        return totals
+        return
     if query is not None and not needs_rows(where, group_by):
         _add_rollups(connection, query, pieces)
-        return totals
+        return
 
     def add_rows(belongs: str) -> None:
         if query is None:
@@ -167,7 +172,6 @@ def _totals_of(
         load_rests(connection, rest.of_organizations)
         add_rows(ITS_ORG)
     day_sums.settle(totals)
-    return totals
 
 
 def _add_rollups(connection: sqlite3.Connection, query: SumQuery, pieces: list[Piece]) -> None:

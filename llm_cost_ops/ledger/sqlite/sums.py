@@ -553,16 +553,15 @@ class SumQuery:
     def _sum(self, keys: str, amounts: Sequence[str], source: str, parameters: Sequence[object]) -> None:
         sums = ", ".join(f"sum({amount})" for amount in amounts)
         try:
-            rows = self._connection.execute(f"SELECT {keys}, {sums} {source}", parameters).fetchall()
+            for row in self._connection.execute(f"SELECT {keys}, {sums} {source}", parameters):
+                group = self.groups[row[0]]
+                values = (*group.values, *row[2:-8])
+                place = (tuple([values[at] for at in self._places]), row[1], group.currency)
+                add_amounts(self._totals, place, row[-8:], reported=group.reported)
         except sqlite3.OperationalError as error:
             if "overflow" in str(error):
                 check_sum("a group", 2**63)
             raise
-        for row in rows:
-            group = self.groups[row[0]]
-            values = (*group.values, *row[2:-8])
-            place = (tuple([values[at] for at in self._places]), row[1], group.currency)
-            add_amounts(self._totals, place, row[-8:], reported=group.reported)
 
 
 def add_amounts(

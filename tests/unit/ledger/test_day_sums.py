@@ -257,6 +257,12 @@ def test_days_with_as_many_groups_as_records_are_found_out_one_query_at_a_time(
             states = connection.execute("SELECT groups FROM day_span").fetchall()
             assert states == [(None,)] * tried
             assert connection.execute("SELECT count(*) FROM day_group").fetchone() == (0,)
+        monkeypatch.setattr(day_sums, "MIN_ROWS_OF_LONG", 2)
+        for first in (0, 1, 2):
+            # The second and third have as many groups as the first.
+            store.summarize(of_days(first, days), ("user",), None)
+            spans = connection.execute("SELECT groups FROM day_span WHERE last > first + 1").fetchall()
+            assert spans == [(None,)]
 
 
 _PAIRS = ("user", "model")
