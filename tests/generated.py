@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import shutil
 import sys
 import tempfile
 from functools import cache
@@ -20,6 +22,7 @@ __all__ = ["GOLDEN", "ROOT", "descriptors", "generated", "image"]
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 _FOLDER = Path(tempfile.mkdtemp(prefix="llm-cost-ops-generated-"))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 
 
 def _include() -> list[str]:

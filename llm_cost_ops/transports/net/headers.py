@@ -60,7 +60,7 @@ _NOT_METADATA = frozenset(
 _UNITS = (("n", 1e-9), ("u", 1e-6), ("m", 1e-3), ("S", 1.0), ("M", 60.0), ("H", 3600.0))
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_SECONDS = re.compile(r"\s*[0-9]{1,15}(\.[0-9]{0,9})?\s*")
+_SECONDS = re.compile(r"[ \t]*[0-9]{1,15}(\.[0-9]{0,9})?[ \t]*")
 
 
 def encode_timeout(seconds: float) -> str:
