@@ -89,7 +89,7 @@ def _content(node: _Node) -> str:
 
 
 def _type(schema: _Node) -> str:
-    """A type in a few words: messages are links, and bounds stand behind."""
+    """A type in a few words: messages are links, and bounds stand after it."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"

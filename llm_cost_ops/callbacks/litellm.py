@@ -58,7 +58,7 @@ class CostOpsLogger(CustomLogger):
         self._open: Open[Attributes] = Open()
 
     def log_pre_api_call(self, model: object, messages: object, kwargs: Mapping[str, object]) -> None:
-        """A call begins, on the caller's thread: later ones are not."""
+        """A call begins. Only this event comes on the caller's thread."""
         self._open.begin(str(kwargs.get("litellm_call_id")), current_attributes())
 
     def log_success_event(
@@ -90,7 +90,7 @@ class CostOpsLogger(CustomLogger):
 
 
 def _known(kwargs: Mapping[str, object]) -> _Known:
-    """What of a call is looked at: the rest has all its messages."""
+    """The parts of a call that are read; the rest, with its messages, is left out."""
     stated = dict(kwargs)
     options = nested(stated, "optional_params")
     asked = nested(options, "stream_options").get("include_usage")

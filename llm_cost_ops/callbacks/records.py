@@ -34,7 +34,7 @@ class Open(Generic[T]):
             self._begun.popitem(last=False)
 
     def find(self, call_id: str) -> T | None:
-        """What is known of a call that goes on."""
+        """What is known of a call that has not ended."""
         return self._begun.get(call_id)
 
     def end(self, call_id: str) -> T | None:
@@ -83,7 +83,7 @@ def unknown_record(*, source: str, provider: str, model: str, response_id: str =
 
 
 def canonical(provider: str) -> str:
-    """The provider by the name that it has here."""
+    """The provider's canonical name."""
     return PROVIDERS.get(provider.lower(), provider.lower())
 
 

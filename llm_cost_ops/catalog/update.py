@@ -78,7 +78,7 @@ def update_catalog(
         catalog, changed = previous, False
     else:
         # Where the file is a link, as to a volume, the link stays.
-        _replace(target.resolve(), data)
+        _replace(Path(os.path.realpath(target)), data)
         use_catalog(catalog)
     return CatalogUpdate(catalog=catalog, previous=previous, path=str(target), cards=cards, changed=changed)
 

@@ -289,6 +289,12 @@ def _dispatch(options: argparse.Namespace) -> int:
     return command(options)
 
 
+def _say(problem: str) -> None:
+    from llm_cost_ops.cli.output import printable
+
+    print(f"llm-cost-ops: {printable(problem)}", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and give its exit status.
 
@@ -308,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(options)
     except CostOpsError as error:
-        print(f"llm-cost-ops: {error}", file=sys.stderr)
+        _say(str(error))
         if isinstance(error, AuthenticationError):
             print("Set LLM_COST_OPS_API_KEY to a key of that server.", file=sys.stderr)
         if isinstance(error, ValidationError) and "organization_id" in error.errors:
@@ -319,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_PIPE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"llm-cost-ops: {where}{error.strerror or error}", file=sys.stderr)
+        _say(f"{where}{error.strerror or error}")
     except ImportError as error:
         missing = missing_library(error, f"llm-cost-ops {options.command}")
         if missing is error:

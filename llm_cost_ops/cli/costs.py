@@ -13,6 +13,7 @@ from llm_cost_ops.cli.tables import (
     cost_table,
     differences_table,
     is_elsewhere,
+    meant,
     print_total,
     show_receipt,
 )
@@ -87,10 +88,10 @@ def estimate(options: argparse.Namespace) -> int:
     else:
         show_receipt(output, cost)
         if cost.total_cost is None and output.form == "text":
-            output.line(
-                f"Look for a model with `llm-cost-ops prices list {model}`, "
-                "or add a price with `llm-cost-ops prices add`."
-            )
+            from llm_cost_ops.catalog import load_catalog
+
+            near = meant(load_catalog(), model)
+            output.line(f"`llm-cost-ops prices add {provider}/{model}` adds one{near or '.'}")
     # A script must not take what is unknown, or a part, for the cost.
     return 1 if cost.status in (CostStatus.UNPRICED, CostStatus.PARTIAL) else 0
 

@@ -134,7 +134,15 @@ def _publish(temporary: str, where: Path) -> None:
     """Give a complete file its name, on the disk when this returns; FileExistsError when it is taken."""
     with open(temporary, "rb") as file:  # noqa: PTH123 - no connection to it is open
         os.fsync(file.fileno())
-    os.link(temporary, where)
+    try:
+        os.link(temporary, where)
+    except OSError as error:
+        # FAT, as on a memory stick, and some network file systems have no links.
+        if error.errno not in (errno.EPERM, errno.ENOTSUP):
+            raise
+        if where.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(where)) from None
+        Path(temporary).rename(where)
     folder = os.open(where.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -116,7 +116,7 @@ def _replace(target: Path, lines: Iterator[bytes]) -> int:
         with target.open("wb") as device:
             return _write(device, lines)
     # A link stays, and leads to the new file.
-    target = target.resolve()
+    target = Path(os.path.realpath(target))
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

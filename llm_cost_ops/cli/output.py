@@ -10,6 +10,7 @@ import argparse
 import csv
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ import msgspec
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-__all__ = ["Bar", "Cell", "Column", "Form", "Output", "Table", "form_of", "money"]
+__all__ = ["Bar", "Cell", "Column", "Form", "Output", "Table", "form_of", "money", "printable"]
 
 Cell: TypeAlias = "str | int | Decimal"
 Form: TypeAlias = Literal["text", "json", "csv"]
@@ -33,6 +34,13 @@ _BLOCKS = " ▏▎▍▌▋▊▉█"
 """From no eighth of a column to all eight."""
 
 _MIN_BAR, _MAX_BAR = 8, 60
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """The text with its control characters spelt out: what stands in a file does not steer a terminal."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def money(value: Decimal) -> str:
@@ -102,12 +110,14 @@ class Output:
         """A line for people: texts, or texts with a style of rich's."""
         if self.form != "text":
             return
+        styled = [(part, "") if isinstance(part, str) else part for part in parts]
+        shown = [(printable(text), style) for text, style in styled]
         if self._console is not None:
             from rich.text import Text
 
-            self._console.print(Text.assemble(*parts), soft_wrap=True)
+            self._console.print(Text.assemble(*shown), soft_wrap=True)
         else:
-            self._write("".join(part if isinstance(part, str) else part[0] for part in parts) + "\n")
+            self._write("".join(text for text, _ in shown) + "\n")
 
     def table(self, table: Table) -> None:
         """A table in the form that was asked for."""

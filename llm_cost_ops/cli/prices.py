@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, time
 from decimal import Decimal, InvalidOperation
-from difflib import get_close_matches
 from itertools import groupby
 
 from llm_cost_ops.catalog import (
@@ -23,6 +22,7 @@ from llm_cost_ops.catalog import (
 from llm_cost_ops.cli.options import model_of, pairs
 from llm_cost_ops.cli.output import Cell, Column, Output, Table, form_of, money
 from llm_cost_ops.cli.price_check import check_prices
+from llm_cost_ops.cli.tables import meant
 from llm_cost_ops.cli.target import open_client
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.pricing.selection import PriceQuery, select_card
@@ -68,8 +68,8 @@ def _list(options: argparse.Namespace, output: Output) -> bool:
     if table.rows or output.form != "text":
         output.table(table)
     else:
-        meant = _meant(catalog, " ".join(options.words))
-        output.line(f"No model of the catalog has such a name{meant or '.'}")
+        near = meant(catalog, " ".join(options.words))
+        output.line(f"No model of the catalog has such a name{near or '.'}")
     return bool(table.rows)
 
 
@@ -115,7 +115,7 @@ def _show(options: argparse.Namespace, output: Output) -> None:
     provider, slash, model = name.partition("/")
     cards = catalog.cards(provider, model) if slash else ()
     if not cards:
-        raise CatalogError(f"the catalog has no model {name!r}{_meant(catalog, model or provider)}")
+        raise CatalogError(f"the catalog has no model {name!r}{meant(catalog, model or provider)}")
     if output.form != "text":
         output.table(_all_rates(cards))
         return
@@ -132,17 +132,6 @@ def _card_table(card: RateCard) -> Table:
     return Table(
         title=card.id, columns=_rate_columns(f"price, {card.currency}"), caption="\n".join(_terms(card))
     )
-
-
-def _meant(catalog: Catalog, name: str) -> str:
-    """What follows a sentence about a model that is not there: the models that may be meant, if any."""
-    # Those of just that id first, since many providers sell one model.
-    near = sorted(catalog.find(name), key=lambda found: (found.id != name, len(found.id)))
-    if not near:
-        ids = {found.id: found for found in catalog.models()}
-        near = [ids[each] for each in get_close_matches(name, ids, 5)]
-    names = ", ".join(f"{found.provider}/{found.id}" for found in near[:5])
-    return f"; did you mean {names}?" if names else ""
 
 
 def _rate_columns(price: str) -> list[Column]:

@@ -1,20 +1,26 @@
-"""What commands show of costs: tables, bars, receipts, and the lines below them."""
+"""What commands show of costs and models: tables, bars, receipts, and the lines below them."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from decimal import Decimal
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from llm_cost_ops.cli.output import Bar, Cell, Column, Output, Table, money
 from llm_cost_ops.rpc.status import RpcError
 from llm_cost_ops.rules.times import bucket_label, buckets_between, parse_start
 from llm_cost_ops.types import CostGroup, CostRecord, CostSummary, RepriceDifference
 
+if TYPE_CHECKING:
+    from llm_cost_ops.catalog import Catalog
+
 __all__ = [
     "cost_bars",
     "cost_table",
     "differences_table",
     "is_elsewhere",
+    "meant",
     "print_total",
     "receipt_table",
     "show_receipt",
@@ -193,3 +199,14 @@ def differences_table(differences: list[RepriceDifference]) -> Table:
         ]
         table.rows.append([*cells, unpriced])
     return table
+
+
+def meant(catalog: Catalog, name: str) -> str:
+    """What follows a sentence about a model that is not there: the models that may be meant, if any."""
+    # Those of just that id first, since many providers sell one model.
+    near = sorted(catalog.find(name), key=lambda found: (found.id != name, len(found.id)))
+    if not near:
+        ids = {found.id: found for found in catalog.models()}
+        near = [ids[each] for each in get_close_matches(name, ids, 5)]
+    names = ", ".join(f"{found.provider}/{found.id}" for found in near[:5])
+    return f"; did you mean {names}?" if names else ""

@@ -17,6 +17,7 @@ from llm_cost_ops._gen.messages import (
     SubmitResult,
     SubmitStatus,
     SubmitUsageResponse,
+    UsageRecord,
 )
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, SUBMIT_USAGE
 from llm_cost_ops.client.gathering import Gatherer
@@ -214,7 +215,10 @@ class Batching:
 
     def _key(self, request: Any, context: CallContext) -> Hashable:
         """What the submits of a batch have in common; None for one that can't be in any."""
-        if request.unknown_ or not request.usage.idempotency_key or not context.idempotency_key:
+        usage = request.usage
+        if not isinstance(usage, UsageRecord):  # which an embedded service is the first to look at
+            return None
+        if request.unknown_ or not usage.idempotency_key or not context.idempotency_key:
             return None
         pairs = context.metadata.pairs
         latest, retry, key = self._latest

@@ -205,7 +205,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         return self.replace(timeout=seconds)
 
     def with_retry(self, retry: RetryConfig | None = None, **changes: object) -> ClientConfig:
-        """A copy that retries so: a whole RetryConfig, or some of its parameters."""
+        """A copy with these retries: a whole RetryConfig, or some of its parameters."""
         return self.replace(retry=_changed(retry, self.retry, changes))
 
     def with_rate_limit(self, rate_limit: RateLimitConfig | None = None, **changes: object) -> ClientConfig:
@@ -238,19 +238,19 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         return self.replace(connection_pool=_changed(connection_pool, self.connection_pool, changes))
 
     def with_logging(self, logging: LoggingConfig | None = None, **changes: object) -> ClientConfig:
-        """A copy that logs so; without arguments, with logging on."""
+        """A copy with this logging; without arguments, with logging on."""
         return self.replace(logging=_changed(logging, self.logging, {"enabled": True, **changes}))
 
     def with_metrics(self, metrics: MetricsConfig | None = None, **changes: object) -> ClientConfig:
-        """A copy that measures so; without arguments, with metrics on."""
+        """A copy with these metrics; without arguments, with metrics on."""
         return self.replace(metrics=_changed(metrics, self.metrics, {"enabled": True, **changes}))
 
     def with_batching(self, batching: BatchingConfig | None = None, **changes: object) -> ClientConfig:
-        """A copy that gathers submits so: a whole BatchingConfig, or some of its parameters."""
+        """A copy with this batching of submits: a whole BatchingConfig, or some of its parameters."""
         return self.replace(batching=_changed(batching, self.batching, changes))
 
     def with_recorder(self, recorder: RecorderConfig | None = None, **changes: object) -> ClientConfig:
-        """A copy whose `usage.record` works so: a whole RecorderConfig, or some of its parameters."""
+        """A copy with this recorder for `usage.record`: a whole RecorderConfig, or some of its parameters."""
         return self.replace(recorder=_changed(recorder, self.recorder, changes))
 
     def __repr__(self) -> str:
@@ -435,7 +435,7 @@ def base_urls(base_url: str) -> tuple[str, ...]:
 
 
 def _split_servers(urls: Sequence[str], shown: object) -> SplitResult:
-    """The parts of the first of several URLs, each of which is right, and other than the others."""
+    """The parts of the first of several URLs; ConfigurationError when one is wrong or given twice."""
     known: set[tuple[str | None, int | None]] = set()
     for url in urls:
         if re.match(r"[a-z]+://(:|/|$)", url, re.IGNORECASE):
@@ -471,7 +471,7 @@ def _without_value(parameter: re.Match[str]) -> str:
 
 
 def _refused(base_url: str) -> str:
-    """The same for what is no base URL: all before its last @ may be a password, wherever that begins."""
+    """The text to show for a wrong base URL: whatever stands before its last @ may be a password."""
     if base_url.lower().startswith("sqlite:"):
         return base_url
     shown = re.sub(r"^([^/?#:@]*:/+|/+)?([^/?#:@]*:)?.*@", r"\1\2***@", base_url, flags=re.DOTALL)

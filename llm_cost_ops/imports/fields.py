@@ -128,7 +128,7 @@ def overlay(record: UsageRecord, given: dict[str, str]) -> None:
 
 
 def check_once(column: str, columns: list[str]) -> None:
-    """Raise ConfigurationError for a column that is read and that a table has twice: which counts?"""
+    """Raise ConfigurationError for a column that is read and that a table has twice."""
     if columns.count(column) > 1:
         raise ConfigurationError(
             f"the file has the column {column!r} more than once: rename all but the one that counts",

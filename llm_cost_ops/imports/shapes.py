@@ -149,7 +149,7 @@ def _document(head: bytes, number: int, stream: io.BufferedReader[Any]) -> Itera
 
 
 class _Text:
-    """A window of a document: what is done with is dropped, more is read when it is needed."""
+    """A window of a document: what was read already is dropped, and more is loaded when it is needed."""
 
     def __init__(self, head: bytes, stream: io.BufferedReader[Any]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -180,7 +180,7 @@ class _Text:
         return self._lines
 
     def drop(self, at: int) -> int:
-        """Forget what lies before a place, once it is much; the place in what is left."""
+        """Drop what lies before a place once it is much, and return the place in what is left."""
         if at < len(self.data) // 2:
             return at
         self.line(at)

@@ -49,7 +49,7 @@ class Reader(Protocol):
         """Take bytes, and give what may pass."""
 
     def rest(self) -> bytes:
-        """At the end: what did not pass yet."""
+        """The bytes that were held back, at the end."""
 
 
 class Watch:
@@ -96,7 +96,7 @@ class Watch:
         return passing
 
     def rest(self) -> bytes:
-        """What was held back, once no more bytes come."""
+        """The bytes that were held back, at the end."""
         try:
             return b"" if self._reader is None else self._reader.rest()
         except Exception:  # noqa: BLE001  # as above
@@ -110,7 +110,7 @@ class Watch:
         return rest
 
     def finish(self, *, finished: bool = False) -> None:
-        """Nothing more will come."""
+        """The answer ended, or was broken off: complete the record."""
         if self._ended:
             return
         self._ended = True

@@ -23,7 +23,7 @@ _log = logging.getLogger("llm_cost_ops.instrumentation")
 
 
 def subscribe(events: Any, options: Options) -> None:
-    """Have the calls of a client recorded, by its events."""
+    """Record the calls of a client by its events."""
     unsubscribe(events)
 
     def begin(params: Any, context: Any, **_: Any) -> None:
@@ -47,7 +47,7 @@ def subscribe(events: Any, options: Options) -> None:
 
 
 def unsubscribe(events: Any) -> None:
-    """Let a client be as it was."""
+    """Undo `subscribe`."""
     for name, identity, _ in _handlers(None, None):
         events.unregister(name, unique_id=identity)
 

@@ -64,7 +64,7 @@ class Sink(Protocol):
         """The same, perhaps from a finalizer, which may run in any place: takes no lock."""
 
     def expect(self) -> None:
-        """Be ready for a record that may come from a finalizer."""
+        """Prepare for a record that may come from a finalizer."""
 
 
 class RecordingProxy(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,17 +166,17 @@ class Call:
             self.unique = provider in UNIQUE_IDS
 
     def first_byte(self) -> None:
-        """The first bytes of a stream are there."""
+        """Note when the first bytes of a stream came."""
         if self.time_to_first_ms is None:
             self.time_to_first_ms = self._elapsed()
 
     def begin_stream(self) -> None:
-        """The answer comes bit by bit: when it is dropped, what was seen is recorded."""
+        """The answer is a stream: when the caller drops it, what was seen so far is recorded."""
         self._options.sink.expect()
         self._abandonable = True
 
     def finish(self, *, finished: bool) -> None:
-        """The answer is there, or nothing more of it will come. Records; the second time does nothing."""
+        """Record the call: its answer is complete, or was broken off. The second time does nothing."""
         if not self._done:
             self._done = True
             self._note_time()
@@ -189,12 +189,12 @@ class Call:
             (sink.observe if finished else sink.observe_abandoned)(self.record, self._attributes)
 
     def drop(self) -> None:
-        """There is nothing to record."""
+        """End without a record."""
         self._done = True
         self._abandonable = False
 
     def wait(self) -> None:
-        """The answer will be fetched later, and how long it takes is not seen. Lets go of the request."""
+        """The answer will be fetched later: drop the request, and measure no durations."""
         self.begin_stream()
         self.model = self._asked().model or self.model
         self.request_body = bytes

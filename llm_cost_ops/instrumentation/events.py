@@ -23,8 +23,9 @@ _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 # Of a long stream so many events are kept: the first, those that state usage, those with the end of an
 # answer (a request has at most 128), with tools that ran or with searches, and the last.
 _FIRST, _STATING, _FACTS, _LAST = 4, 64, 256, 8
-# What a frame of AWS may hold, in bytes.
+# What a frame of AWS may hold, and an event, in bytes: of a body without an end of one no more is held.
 _MAX_FRAME = 24 * 1024 * 1024
+_MAX_EVENT = 64 * 1024 * 1024
 
 
 class _KeptEvents:
@@ -70,20 +71,23 @@ class EventReader(_KeptEvents):
 
     With `hide` the chunk of a chat stream that has no choices and states usage does not pass: it is the one
     that the caller did not ask for. Bytes of an event then pass once the event is complete. `ended` says
-    whether an event was complete after which none counts.
+    whether an event was complete after which none counts. From an event that is too long on, nothing is read.
     """
 
-    __slots__ = ("_hide", "_pending", "_scanned", "ended")
+    __slots__ = ("_hide", "_over", "_pending", "_scanned", "ended")
 
     def __init__(self, *, hide: bool = False) -> None:
         super().__init__()
         self._hide = hide
+        self._over = False
         self.ended = False
         self._pending = bytearray()
         self._scanned = 0
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes of the body, and give those that may pass now."""
+        if self._over:
+            return data
         pending = self._pending
         if (
             not pending
@@ -106,6 +110,10 @@ class EventReader(_KeptEvents):
             start = position = found.end()
         del pending[:start]
         self._scanned = len(pending)
+        if self._scanned > _MAX_EVENT:
+            self._over = True
+            passing.append(bytes(pending))
+            pending.clear()
         return b"".join(passing) if self._hide else data
 
     def rest(self) -> bytes:

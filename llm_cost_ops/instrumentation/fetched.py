@@ -31,7 +31,7 @@ _UNDER_WAY = frozenset({"queued", "in_progress"})
 
 
 class _State(msgspec.Struct):
-    """How far a response is."""
+    """The state of a response."""
 
     id: str = ""
     status: str = ""
@@ -60,13 +60,13 @@ class Background:
         forget_in_children(self)
 
     def forget(self) -> None:
-        """What this process asked for is its own to record, not its children's."""
+        """In a forked child: drop the calls of the parent, which records them itself."""
         waiting, self._waiting = self._waiting, {}
         for call in waiting.values():
             call.drop()
 
     def asked(self, call: Call, *, finished: bool) -> None:
-        """The answer to a request to work in the background is there."""
+        """Take the answer to a request for work in the background."""
         state = _state_of(call)
         if state is None or state.status not in _UNDER_WAY:
             call.finish(finished=finished)
@@ -78,7 +78,7 @@ class Background:
             self._waiting.pop(next(iter(self._waiting))).finish(finished=False)
 
     def fetched(self, call: Call, *, finished: bool) -> None:
-        """An answer to a question after such work is there. Records where it is the last one.
+        """Take a later answer about such work, and record the call when it has ended.
 
         It is also recorded where the work was asked for elsewhere, if its id makes a key: once then,
         however often and wherever it is fetched.
@@ -99,7 +99,7 @@ class Background:
             call.drop()
 
     def abandon(self) -> None:
-        """Nobody will fetch what is under way: it is of unknown usage."""
+        """Record the calls under way with unknown usage, as nobody will fetch their answers."""
         while self._waiting:
             self._waiting.popitem()[1].finish(finished=False)
 
@@ -108,7 +108,7 @@ _backgrounds: WeakSet[Background] = WeakSet()
 
 
 def _watch_exit(background: Background) -> None:
-    """Have what is under way recorded when the process ends, before its recorders close."""
+    """Record the calls under way when the process ends, before its recorders close."""
     if not _backgrounds:
         atexit.unregister(_abandon_all)
         atexit.register(_abandon_all)
@@ -121,7 +121,7 @@ def _abandon_all() -> None:
 
 
 def _state_of(call: Call) -> _State | None:
-    """How far the call is by its answer; None where that can't be read."""
+    """The state of the work by an answer; None where that can't be read."""
     try:
         if call.events is None:
             state = decode_tolerantly(_states, (call.body or bytes)())

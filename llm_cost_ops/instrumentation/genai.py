@@ -31,7 +31,7 @@ _log = logging.getLogger("llm_cost_ops.instrumentation")
 
 
 def wrap_api_client(api_client: Any, options: Options) -> None:
-    """Have the calls recorded. One that is wrapped already takes the new options."""
+    """Record its calls. One that is wrapped already takes the new options."""
     if not hasattr(api_client, _OPTIONS):
         for name, wrap in zip(METHODS, (_request, _streamed, _async_request, _async_streamed), strict=True):
             original = getattr(api_client, name)
@@ -40,7 +40,7 @@ def wrap_api_client(api_client: Any, options: Options) -> None:
 
 
 def unwrap_api_client(api_client: Any) -> None:
-    """Let it be as it was."""
+    """Undo `wrap_api_client`."""
     if hasattr(api_client, _OPTIONS):
         for name in METHODS:
             delattr(api_client, name)

@@ -26,7 +26,7 @@ _PATHS = (
 
 
 def instrument(sdk_client: Any, options: Options) -> None:
-    """Have what an SDK's client does recorded. TypeError for one that has no part to wrap."""
+    """Record the calls of an SDK's client. TypeError for one that has no part to wrap."""
     found = list(http_clients_of(sdk_client))
     if (api_client := _genai_client(sdk_client)) is not None:
         genai.wrap_api_client(api_client, options)
@@ -45,7 +45,7 @@ def instrument(sdk_client: Any, options: Options) -> None:
 
 
 def uninstrument(sdk_client: Any) -> None:
-    """Let an SDK's client be as it was. Nothing happens to one that was not instrumented."""
+    """Undo `instrument`. Does nothing for a client that was not instrumented."""
     if (api_client := _genai_client(sdk_client)) is not None:
         genai.unwrap_api_client(api_client)
     if (events := _bedrock_events(sdk_client)) is not None:

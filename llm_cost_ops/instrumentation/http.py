@@ -47,7 +47,7 @@ _BACKGROUND_APIS = ("google.interactions", "openai.responses")
 def wrap_client(
     http_client: Any, options: Options, owner: object, only: re.Pattern[str] | None = None
 ) -> None:
-    """Have an HTTP client's calls recorded, those of paths in which `only` is found where it is given.
+    """Record an HTTP client's calls; where `only` is given, those whose path contains it.
 
     `owner` is the SDK's client that sends by it. One that is wrapped already takes the new options, with a
     warning where other calls than this owner's are then recorded otherwise than was said.
@@ -69,12 +69,12 @@ def wrap_client(
 
 
 def _differ(before: Options, now: Options) -> bool:
-    """Whether a call that is made here and now would be recorded otherwise."""
+    """Whether other options would record a call made now differently."""
     return (before.sink, before.provider, before.attributes()) != (now.sink, now.provider, now.attributes())
 
 
 def unwrap_client(http_client: Any) -> None:
-    """Let an HTTP client be as it was."""
+    """Undo `wrap_client`."""
     hook = _hook_of(http_client)
     if hook is None:
         return
@@ -212,7 +212,7 @@ class _Exchange:
         return False
 
     def refuses_usage(self, response: _Response) -> bool:
-        """Whether it did; then the request is the caller's own again."""
+        """Whether it did; the request is then the caller's own again."""
         return False
 
     def answered(self, response: _Response) -> _Response:
@@ -246,7 +246,7 @@ class _Exchange:
 
 
 class _Fetched(_Exchange):
-    """A question after what is made in the background."""
+    """A request for the state of work in the background, and its answer."""
 
     def __init__(self, hook: _Hook, options: Options, request: _Request, api: str, path: str) -> None:
         super().__init__(hook, options, request, api, path)
@@ -269,7 +269,7 @@ class _FetchedResults(_Exchange):
 
 
 class _Asking(_Exchange):
-    """A request for work, and its answer."""
+    """A request for an answer to be made, and that answer."""
 
     def __init__(self, hook: _Hook, options: Options, request: _Request, api: str, path: str) -> None:
         super().__init__(hook, options, request, api, path)
@@ -401,7 +401,7 @@ def _library_of(thing: Any) -> Any:
 
 
 def _put_before(response: _Response, seen: Watch) -> None:
-    """Have the bytes of an answer seen."""
+    """Put a `_Tee` before the stream of an answer."""
     sync_tee, async_tee, _ = _stream_types(_library_of(response))
     tee = async_tee if hasattr(response.stream, "aclose") else sync_tee
     response.stream = tee(response.stream, seen)
@@ -433,7 +433,7 @@ def _content(request: _Request) -> bytes:
 
 
 def _watch_form(request: _Request) -> Callable[[], bytes]:
-    """Have the beginning of a form kept as it is sent."""
+    """Keep the beginning of a form as it is sent."""
     head = bytearray()
     *_, form = _stream_types(_library_of(request))
     request.stream = form(request.stream, head)

@@ -47,7 +47,7 @@ class Auth(AroundStart):
         forget_in_children(self)
 
     def forget(self) -> None:
-        """In a forked child: who asks for a key is the parent's."""
+        """In a forked child: forget that the parent is asking for a key."""
         self._asking: Future[None] | None = None
         self._lock = threading.Lock()
 

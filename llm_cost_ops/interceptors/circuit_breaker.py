@@ -60,7 +60,7 @@ class Breaker:
             return self._become(BreakerState.HALF_OPEN)
 
     def retry_in(self, now: float) -> float:
-        """The seconds until it is worth asking again."""
+        """The seconds until the next probe may be made."""
         return max(0.0, self._opened_at + self._recovery - now)
 
     def succeeded(self, ticket: int) -> None:
@@ -85,7 +85,7 @@ class Breaker:
                 self._become(BreakerState.OPEN)
 
     def released(self, ticket: int) -> None:
-        """The call ended without telling how the service is, as when it was cancelled."""
+        """The call ended without showing whether the service works, as when it was cancelled."""
         with self._lock:
             if ticket == self._generation and self.state is BreakerState.HALF_OPEN:
                 self._become(BreakerState.OPEN)

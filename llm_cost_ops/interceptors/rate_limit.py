@@ -177,7 +177,7 @@ class RateLimit(AroundStart):
                 self._bucket.pause(context.runtime.monotonic(), min(seconds, self.MAX_PAUSE))
 
     def forget(self) -> None:
-        """In a forked child: those in line are the parent's."""
+        """In a forked child: forget the calls that wait in the parent."""
         self._line, self._watched = Fifo[RuntimeTurn](), False
         self._lock = threading.Lock()
 

@@ -85,7 +85,7 @@ class RetryBudget:
             return True
 
     def succeeded(self) -> None:
-        """Give back for a success."""
+        """Put back a part of a retry after a success."""
         if self._tokens < self._size:
             self._add(self._refill)
 
@@ -94,7 +94,7 @@ class RetryBudget:
         self._add(1)
 
     def forget(self) -> None:
-        """Take a lock that nobody holds."""
+        """In a forked child: make a new lock, as another thread of the parent may hold the old one."""
         self._lock = threading.Lock()
 
     def _add(self, tokens: float) -> None:
@@ -150,7 +150,7 @@ class Retry(AroundStart):
             await self.wait(wait, context)
 
     async def wait(self, wait: Wait, context: CallContext) -> None:
-        """Let the time before the next attempt pass."""
+        """Wait before the next attempt."""
         try:
             await context.runtime.sleep(wait.seconds)
         except BaseException:
@@ -185,5 +185,5 @@ class Retry(AroundStart):
         return Wait(delay, charged)
 
     def forget(self) -> None:
-        """In a forked child: take locks that nobody holds."""
+        """In a forked child: make new locks, as other threads of the parent may hold the old ones."""
         self.budget.forget()

@@ -24,7 +24,7 @@ async def outcome_of(future: Future[T], context: CallContext) -> T:
 
 
 async def within_deadline(awaitable: Awaitable[T], context: CallContext) -> T:
-    """What somebody else's code gives; it is cancelled, with the public TimeoutError, at the deadline.
+    """The result of user code; it is cancelled, with the public TimeoutError, at the deadline.
 
     In the sync client nothing can be cut short.
     """

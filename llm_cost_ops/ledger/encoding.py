@@ -65,7 +65,7 @@ def usage_id(organization_id: str, key: str, attempt: int = 0) -> tuple[str, byt
     The id is a UUID (RFC 9562), another one each time without a key. Of a key that begins with a UUID of
     version 7 it keeps the first 18 characters, so that ids which are made one after the other lie together
     in the index; the rest is a hash, as is all of it for another key (version 8). The hash of a batch's key
-    plus the number behind it is the rest for the keys of a batch. Where another key of the organization has
+    plus the number after it is the rest for the keys of a batch. Where another key of the organization has
     that id already, the next `attempt` gives another one.
 
         key 01a20359-ab54-7000-bc5b-ba4c242805a1    id 01a20359-ab54-7000-8…
@@ -78,7 +78,7 @@ def usage_id(organization_id: str, key: str, attempt: int = 0) -> tuple[str, byt
     if attempt:
         organization_id += f" {attempt}"
     if len(key) > _LENGTH and (ids := NumberedIds.of(organization_id, key[:_LENGTH])) is not None:
-        # As the keys in a batch: those of a call, and a number behind. Their ids lie behind each other.
+        # As the keys in a batch: those of a call, and a number after it. Their ids lie next to each other.
         rest = key[_LENGTH:]
         if rest[0] == ":" and len(rest) < 12 and rest[1:].isdecimal():
             number = int(rest[1:])
@@ -101,7 +101,7 @@ def _hash(organization_id: str, key: str) -> bytes:
 
 
 class NumberedIds:
-    """The ids of the records whose keys are one key, a UUID of version 7, and a number behind it."""
+    """The ids of the records whose keys are one key, a UUID of version 7, and a number after it."""
 
     __slots__ = ("_beginning", "_first", "_text")
 

@@ -124,7 +124,7 @@ class Batch(Protocol):
         """Take one more entry, whose parts are those of an Entry; the record may be changed afterwards, and
         its total_tokens may be missing, which follow from the others.
 
-        A number as its key stands for the key of the batch with ":" and the number behind it. `alike` is one
+        A number as its key stands for the key of the batch with ":" and the number after it. `alike` is one
         dict for records that have their organization, provider, model, project, operation, service tier,
         processing and region in common: the batch keeps there what it makes of these.
         Returns the id that it will have if `write` says nothing else, or "" where `write` will say it.

@@ -115,16 +115,12 @@ def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule)
     output, record.reasoning_tokens = rule(prompt, completion, _reasoning(outputs, usage), total)
     set_tokens(record, prompt, output)
     record.cached_tokens = _cached(inputs, usage)
-    written = 0, 0
     if inputs or outputs:
-        written = cache_writes(inputs, _INPUTS)
-        record.cache_write_tokens, record.cache_write_extended_tokens = written
+        record.cache_write_tokens, record.cache_write_extended_tokens = cache_writes(inputs, _INPUTS)
         read_modality(inputs, _INPUTS, outputs, _OUTPUTS, record)
-    if not (
-        record.cache_write_tokens or (CLAUDE_WRITES.isdisjoint(usage) and CLAUDE_WRITES.isdisjoint(inputs))
-    ):
-        written = claude_writes(inputs, _INPUTS, usage)
-        record.cache_write_tokens, record.cache_write_extended_tokens = written
+    of_claude = not (CLAUDE_WRITES.isdisjoint(usage) and CLAUDE_WRITES.isdisjoint(inputs))
+    if of_claude and not record.cache_write_tokens:
+        record.cache_write_tokens, record.cache_write_extended_tokens = claude_writes(inputs, _INPUTS, usage)
     if not (_OF_GATEWAYS.isdisjoint(usage) and _COUNTED_SEARCHES.isdisjoint(inputs)):
         _read_gateway_facts(usage, inputs, record)
     model = record.model_id

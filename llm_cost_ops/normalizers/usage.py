@@ -15,6 +15,7 @@ from llm_cost_ops.normalizers.anthropic import advisor_messages, read_messages
 from llm_cost_ops.normalizers.chat import read_gateway_cost
 from llm_cost_ops.normalizers.openai import svg_calls
 from llm_cost_ops.normalizers.payload import as_mapping, items, moment, money, section, shallow
+from llm_cost_ops.normalizers.provider import Normalizer
 from llm_cost_ops.normalizers.providers import APIS as _NORMALIZERS
 from llm_cost_ops.normalizers.providers import (
     DIALECTS,
@@ -151,6 +152,32 @@ def _read(
     if "usage" not in payload and ("response" in payload or "result" in payload):
         payload, inner_api, record.processing, record.outcome = unwrap(payload)
         found = found or inner_api
+    normalizer = _choose(payload, found, provider, api, record)
+    if not payload and record.outcome != Outcome.UNSPECIFIED:
+        # A request of a batch that failed is not billed: its counts are known to be 0.
+        set_tokens(record, 0, 0)
+    else:
+        normalizer(payload, record)
+        usage = payload.get("usage")
+        if usage and not (type(usage) is dict and _STATED.isdisjoint(usage)):
+            _read_stated(usage, record)
+        if record.provider not in UNIQUE_IDS:
+            _keep_random_key(record)
+    if not complete:
+        # A cost beside the counts so far is the cost so far.
+        set_unknown(record)
+        record.reported_cost = None
+    if fields:
+        _set_fields(record, fields)
+    if record.model_id[:1] == "@":
+        _drop_integration(record)
+    return record
+
+
+def _choose(
+    payload: dict[str, object], found: str, provider: str | None, api: str | None, record: UsageRecord
+) -> Normalizer:
+    """Set the record's provider and return what reads the API: as the caller names both, or as found."""
     # Who calls and names an API means its provider; a stream of a shared API leaves it open.
     stated = api or (not payload and found == "openai.chat")
     api = api or found or detect_api(payload)
@@ -173,25 +200,7 @@ def _read(
         record.provider = default
     if api == "openai.chat":
         normalizer = DIALECTS.get(record.provider, normalizer)
-    if not payload and record.outcome != Outcome.UNSPECIFIED:
-        # A request of a batch that failed is not billed: its counts are known to be 0.
-        set_tokens(record, 0, 0)
-    else:
-        normalizer(payload, record)
-        usage = payload.get("usage")
-        if usage and not (type(usage) is dict and _STATED.isdisjoint(usage)):
-            _read_stated(usage, record)
-        if record.provider not in UNIQUE_IDS:
-            _keep_random_key(record)
-    if not complete:
-        # A cost beside the counts so far is the cost so far.
-        set_unknown(record)
-        record.reported_cost = None
-    if fields:
-        _set_fields(record, fields)
-    if record.model_id[:1] == "@":
-        _drop_integration(record)
-    return record
+    return normalizer
 
 
 # Fields that only xAI has: they tell its answers, whichever gateway or API they come through.

@@ -68,7 +68,7 @@ __all__ = [
 
 MAX_BATCH = 10_000
 MAX_BATCH_KEY = 250
-"""Characters of a batch's key: with a record's place behind it, it is a key that a record may have."""
+"""Characters of a batch's key: with a record's place after it, it is a key that a record may have."""
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 _LATEST = datetime.max.replace(tzinfo=UTC)

@@ -106,13 +106,13 @@ def parse_interval(
 
 
 def _is_backwards(start: str, end: str, moments: list[datetime | None]) -> bool:
-    first, behind = moments
-    if first is None or behind is None:
+    first, until = moments
+    if first is None or until is None:
         return False
     if not _DATE.fullmatch(end):
-        return behind < first
+        return until < first
     # A date that ends before the start does leaves nothing, not even a moment. But Samoa had no 2011-12-30.
-    return behind < first or (behind == first and start != end)
+    return until < first or (until == first and start != end)
 
 
 def bucket_start(moment: datetime, interval: str, zone: ZoneInfo) -> datetime:

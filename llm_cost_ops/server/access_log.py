@@ -34,7 +34,7 @@ class AccessLog:
         self._json = form == "json"
 
     def __call__(self, call: ServedCall) -> None:
-        """Write a call down. A stream that can't be written to loses the line, and harms no call."""
+        """Write the line of a call. If the stream can't be written to, only the line is lost."""
         facts: dict[str, str | float] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "transport": call.transport,

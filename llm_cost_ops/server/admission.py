@@ -1,4 +1,4 @@
-"""Lets as many calls in as can be served in time; further ones wait for a moment, and are refused then."""
+"""Limits the calls in flight: further ones wait for a moment, and are refused if none ends meanwhile."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Admission:
     intercept_stream_stream = intercept_unary_stream
 
     async def refusal(self, runtime: Runtime, left: float | None) -> RpcError | None:
-        """The error for a call that has waited in vain; None once there is room for it.
+        """Wait until a call may begin: None then, or the error to answer with when the wait was too long.
 
         `left` is what the caller still waits, in seconds: it is told within half of that.
         """
@@ -151,7 +151,7 @@ class Admission:
 
 
 def overloaded(runtime: Runtime) -> RpcError:
-    """The error for a call that is one too many."""
+    """The error for a call over the limit."""
     return RpcError(
         StatusCode.UNAVAILABLE,
         "the server has as many calls in flight as it takes",

@@ -49,7 +49,7 @@ class Server(Protocol):
 
 
 class _Uvicorn(uvicorn.Server):
-    """Signals are `serve`'s business: the process has more than one server to drain."""
+    """uvicorn without its signal handlers: `serve` handles signals, for all servers of the process."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -278,7 +278,7 @@ def _unreadable(option: str, files: str, error: Exception) -> ConfigurationError
 
 @contextlib.contextmanager
 def private_sockets() -> Iterator[None]:
-    """Sockets that are bound meanwhile belong to the process's user alone."""
+    """While it is open, Unix sockets are bound so that only the process's user can connect."""
     mask = os.umask(0o177)
     try:
         yield
@@ -292,7 +292,7 @@ def remove_socket(path: str) -> None:
 
 
 def remove_stale_socket(path: str) -> bool:
-    """Remove the socket of a server that is gone. False when the path is taken by anything else."""
+    """Remove the socket that a stopped server left. False when anything else is at the path."""
     try:
         if not stat.S_ISSOCK(Path(path).stat().st_mode):
             return False

@@ -51,7 +51,7 @@ CallObserver = Callable[[ServedCall], None]
 
 
 class OpenCalls:
-    """How many calls over gRPC are not over: one is when grpcio has sent its status.
+    """Counts the gRPC calls in flight; a call ends when grpcio has sent its status.
 
     That is after its handler returned; a server that stops in between cuts the answer off. How long it takes
     is the caller's to say, who may not read: `working` counts handlers that run.
@@ -98,7 +98,7 @@ class Traffic:
 
 
 def watched(traffic: Traffic, receive: Receive, send: Send) -> tuple[Receive, Send]:
-    """The two ways of an ASGI request, which note what passes."""
+    """`receive` and `send` of an ASGI request, wrapped to count the bytes and note the status."""
 
     async def receive_noted() -> Message:
         message = await receive()

@@ -302,7 +302,7 @@ def _json_parts(data: bytes, at: int) -> Iterator[tuple[int, int, bool]]:
     """The start and end of each element of the list that begins at `at`, and whether it is the last."""
     start, depth, brackets = at, 0, 0
     while True:
-        at = _behind(_TO_BRACKET if depth else _TO_COMMA, data, at)
+        at = _after(_TO_BRACKET if depth else _TO_COMMA, data, at)
         kind = data[at - 1]
         if kind == _COMMA:
             yield start, at - 1, False
@@ -322,8 +322,8 @@ def _json_parts(data: bytes, at: int) -> Iterator[tuple[int, int, bool]]:
             raise DecodeError("is malformed JSON: a } without its {")
 
 
-def _behind(run: re.Pattern[bytes], data: bytes, at: int) -> int:
-    """The position behind the next byte that cuts."""
+def _after(run: re.Pattern[bytes], data: bytes, at: int) -> int:
+    """The position after the next separator or bracket that is not within a text."""
     in_text = False
     while at < len(data):
         window = at + _WINDOW

@@ -59,7 +59,7 @@ from llm_cost_ops.transports.net.headers import (
 )
 from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.fields import walk
-from llm_cost_ops.wire.unknown import Unknown
+from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS, Unknown
 
 __all__ = ["GrpcServer", "HealthHandler"]
 
@@ -389,7 +389,7 @@ class _Method:
             return codec.type(unknown_=Unknown(error=error.reason, error_field=error.path))
 
     async def _part(self, data: bytes) -> object:
-        """One field of a message as a request of its own, so that an element of a list harms only itself.
+        """One field of a message as a request of its own, so that a wrong element of a list fails alone.
 
         One that can't be decoded says why in its `unknown_`; so does the whole, where it has no fields.
         """
@@ -447,6 +447,9 @@ def _in_json(context: CallContext) -> bool:
     if codec not in {"", "json", "proto"}:
         rule = f"{CODEC_HEADER} must be json or proto, not {str(codec)[:40]!r}"
         raise RpcError(StatusCode.UNIMPLEMENTED, rule)
+    if codec == "json" and UNKNOWN_FIELDS not in context.metadata:
+        # A client writes what its messages have, which may be newer: kept as in protobuf, whatever the codec.
+        context.metadata.set(UNKNOWN_FIELDS, "keep")
     return codec == "json"
 
 

@@ -179,7 +179,7 @@ class Route(Protocol):
         """The body of the answer, or RpcError."""
 
     def error(self, kind: str, error: RpcError) -> bytes:
-        """The body that tells an error."""
+        """The body of an error."""
 
 
 class Pages(Protocol):
@@ -246,7 +246,7 @@ class AsgiApp:
             raise NotImplementedError(f"no {scope['type']} here")
 
     async def aclose(self) -> None:
-        """Let go of what the handler holds, as at the end of the lifespan; may be called twice."""
+        """Close what the handler holds, as at the end of the lifespan; may be called twice."""
         if self._close is not None:
             await self._close()
 

@@ -48,7 +48,7 @@ class DisconnectedError(Exception):
 
 
 def metadata_headers(metadata: Metadata | None) -> list[tuple[str, str]]:
-    """What a servicer tells beside its answer, as headers."""
+    """The metadata that a servicer sends with its answer, as headers."""
     if metadata is None:
         return []
     return [pair for pair in to_headers(metadata) if pair[0] != REQUEST_ID_HEADER]

@@ -1,4 +1,4 @@
-"""The server's figures at /metrics, in the text format of Prometheus.
+"""The server's metrics at /metrics, in the text format of Prometheus.
 
 They are written here, and not by prometheus_client: that is three times as much as the format needs, and the
 server would need one library more. The tests read what is written with its parser.
@@ -157,7 +157,7 @@ class _Latencies:
 
 
 class Metrics:
-    """Counts calls and records, and writes all figures down. For use in one event loop.
+    """Counts calls and records, and gives all metrics as text. For use in one event loop.
 
     `observe` gets the calls of every listener. As the innermost interceptor of the service it sees what
     became of records.
@@ -223,7 +223,7 @@ class Metrics:
     intercept_stream_stream = intercept_unary_stream
 
     async def text(self) -> bytes:
-        """All figures as Prometheus reads them; those of the ledger are at most five seconds old."""
+        """All metrics in the text format of Prometheus; those of the ledger are at most five seconds old."""
         async with self._asking:
             if self._runtime.monotonic() - self._asked >= _FRESH:
                 self._of_ledger = await self._ask_ledger()

@@ -207,7 +207,7 @@ class _Reader:
 
     def resource_spans(self, start: int, stop: int) -> Iterator[Span]:
         resource: dict[str, object] = {}
-        # The resource may stand behind its spans, which may be in millions of places: those are not kept.
+        # The resource may come after its spans, which may be in millions of places: those are not kept.
         for tag, at, end in self.fields(start, stop):
             if tag == _field(1):
                 for inner, first, last in self.fields(at, end):

@@ -55,7 +55,7 @@ would stand here is not installed: in a clone of the project, <code>make assets<
 
 
 class Reference:
-    """`/openapi.json` and `/docs`. They tell how to ask, and nothing that was recorded: no key is needed."""
+    """`/openapi.json` and `/docs`. They show the interface and no recorded data, so no key is needed."""
 
     def serves(self, scope: Scope) -> bool:
         """Whether a request is for one of them."""

@@ -118,7 +118,7 @@ class ReflectionHandler:
             stopped.cancel()
 
     def stop(self) -> None:
-        """End the streams: an open one would hold up a server that drains."""
+        """End the streams: an open one would delay a server that drains."""
         self._stopped.set()
 
     def _respond(self, request: bytes) -> bytes:

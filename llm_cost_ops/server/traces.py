@@ -69,7 +69,7 @@ class Traces:
         return encode_answer(kind, reasons.total(), _message(reasons))
 
     def error(self, kind: str, error: RpcError) -> bytes:
-        """The body that tells an error."""
+        """The body of an error."""
         from llm_cost_ops.server.otlp import encode_error
 
         return encode_error(kind, error.code, error.message)

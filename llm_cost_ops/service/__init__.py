@@ -72,11 +72,11 @@ class Service:
         )
 
     def drain(self) -> None:
-        """Tell readiness that the process is about to stop."""
+        """Make readiness fail from now on: the process is about to stop."""
         self.health.draining = True
 
     async def aclose(self) -> None:
-        """Let go of the ledger's files and threads. May be called twice."""
+        """Close the ledger's files and threads. May be called twice."""
         await self.ledger.aclose()
 
 

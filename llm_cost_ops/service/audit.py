@@ -12,7 +12,7 @@ __all__ = ["AuditService"]
 
 
 class AuditService:
-    """Lists events, and has no way to change any."""
+    """Lists events; none can be changed."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger

@@ -1,4 +1,4 @@
-"""The log of what failed inside, in words that only who runs the service reads."""
+"""The log of internal failures, with details that only the operator of the service may read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _logged: dict[tuple[StatusCode, str, str], float] = {}
 
 
 def log_failure(error: RpcError, request_id: str) -> None:
-    """Log what an answer keeps from its caller, such as the path of a file: each reason once a second."""
+    """Log what is not shown to the caller, such as the path of a file: each reason at most once a second."""
     if not error.local_detail:
         return
     reason, now = (error.code, error.error_code, error.message), time.monotonic()

@@ -145,7 +145,7 @@ async def export(
 ) -> AsyncGenerator[ExportUsageResponse, None]:
     """Give the records by timestamp, a page in memory at a time.
 
-    A page begins behind the last record of the page before, whatever was added meanwhile; so the
+    A page begins after the last record of the page before, whatever was added meanwhile; so the
     position is the only thing that an export keeps, and no transaction is open between pages.
     """
     order = request.order or "asc"

@@ -149,7 +149,7 @@ def _of_catalog(catalog: Catalog, providers: set[str], models: set[str]) -> Iter
 
 
 def _start(found: Sequence[RateCard | CardEntry], page: Page) -> int:
-    """Where a page begins: behind the card that its cursor names, wherever that is by now."""
+    """Where a page begins: after the card that its cursor names, wherever that is by now."""
     if page.after is None:
         return page.offset or 0
     place, dot, hashed = page.after.partition(".")

@@ -131,7 +131,7 @@ class UsageService:
     async def batch_submit_usage(
         self, request: BatchSubmitUsageRequest, context: CallContext
     ) -> BatchSubmitUsageResponse:
-        """Record many calls; a bad record harms only itself."""
+        """Record many calls; a bad record is refused alone."""
         # Numbered keys are made of it: the text that an enum of the caller's holds, not its name.
         context.idempotency_key = key = str.__str__(request.idempotency_key or context.idempotency_key)
         if len(key) > MAX_BATCH_KEY:  # beside the request
@@ -305,7 +305,7 @@ class UsageService:
         )
 
     async def _reprice(self, context: CallContext) -> None:
-        """Look for new cards: somebody added some since the records were priced."""
+        """Load the cards that somebody added since the records were priced."""
         await self._prices.refresh(context)
         context.check_deadline()
 
@@ -400,7 +400,7 @@ class Intake:
         self._accessible: str | None = None
 
     def take(self, records: Iterable[UsageRecord]) -> None:
-        """Take the next records in."""
+        """Validate and price the next records, and add them to the batch."""
         results, keep_unknown, latest = self.results, self._keep_unknown, self._latest
         violations: list[Violation] = []
         for record in records:

@@ -60,7 +60,7 @@ class CostOpsSpanProcessor(SpanProcessor):
             self._observer.take(partial(observed, found))
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Wait until what was recorded is sent; whether it was."""
+        """Wait until what was recorded is sent; False when it was not, in time."""
         return self._observer.flush(timeout_millis / 1000)
 
 

@@ -315,7 +315,7 @@ async def _close(stream: Any) -> None:
 
 
 def _within(timeout: float, what: str, check: Callable[[], Any]) -> None:
-    """Run a check in a thread that can be left behind, because a stuck loop can't be interrupted."""
+    """Run a check in a daemon thread, as a loop that is stuck can't be interrupted."""
     failures: list[BaseException] = []
 
     def run() -> None:

@@ -65,7 +65,7 @@ def skip_unknown(
 
 
 def skip_field(data: bytes, pos: int, end: int, known: Collection[int]) -> int:
-    """The position behind the field that starts at `pos`, of which generated code made nothing.
+    """The position after the field that starts at `pos`, of which generated code made nothing.
 
     -1 where it is one of the `known` tags after all, but in a longer spelling than it needs.
     """
@@ -93,7 +93,7 @@ def canonicalize_tags(data: bytes, pos: int, end: int, known: Collection[int]) -
 def walk(data: bytes, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Each field from `pos` to `end`: its tag, and where its value (without a length) starts and stops.
 
-    Raises DecodeError, or IndexError behind the data, when it comes to what is no field.
+    Raises DecodeError, or IndexError past the data, when it comes to what is no field.
     """
     while pos < end:
         tag, start = _read_tag(data, pos)
@@ -115,7 +115,7 @@ def _read_tag(data: bytes, pos: int) -> tuple[int, int]:
 
 
 def _skip_value(data: bytes, pos: int, end: int, tag: int) -> int:
-    """The position behind a value; a group ends with the tag that closes it."""
+    """The position after a value; a group ends with the tag that closes it."""
     wire_type = tag & 7
     if wire_type == 0:
         return read_varint(data, pos)[1]
@@ -152,7 +152,7 @@ def _skip_group(data: bytes, pos: int, end: int, tag: int) -> int:
 def read_entry(data: bytes, pos: int, end: int, key: int, item: int, merged: bool) -> tuple[bytes, bytes]:
     """What a map's entry has as `key` and as `item`, by their tags: the bytes of both, empty without one.
 
-    Where one comes twice the last counts; the parts of a message are `merged`, one behind the other.
+    Where one comes twice the last counts; the parts of a message are `merged`, in their order.
     """
     if key == 10 and end - pos > 3 and data[pos] == 10:
         # A short text, and another or a number: nearly every entry.
@@ -246,7 +246,7 @@ def read_flattened(
 ) -> None:
     """Read a flattened message from `start` to `stop` into the one whose class inherits it.
 
-    Its unknown fields are kept behind their `tag`, as a further part of it: numbers mean other fields here.
+    Its unknown fields are kept after their `tag`, as a further part of it: numbers mean other fields here.
     """
     before, message.unknown_ = message.unknown_, UNSET
     read(data, start, stop, depth, message)

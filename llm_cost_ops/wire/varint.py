@@ -1,7 +1,7 @@
 """Protobuf's numbers: the parts that generated code does not write out in line.
 
 Encoders take a Python value and give its bytes; what does not fit the type is an EncodeError. Readers give
-the value and the position behind it; generated code has read the first two bytes by then.
+the value and the position after it; generated code has read the first two bytes by then.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def sint32(value: int) -> bytes:
 
 
 def read_varint(data: bytes, pos: int) -> tuple[int, int]:
-    """The unsigned varint at `pos`. Raises IndexError behind the data, DecodeError for over ten bytes."""
+    """The unsigned varint at `pos`. Raises IndexError past the data, DecodeError for over ten bytes."""
     n = data[pos]
     if n < 128:
         return n, pos + 1
@@ -143,7 +143,7 @@ def read_varint(data: bytes, pos: int) -> tuple[int, int]:
 
 
 def read_sized(data: bytes, pos: int, end: int) -> tuple[int, int]:
-    """Where a value starts and stops whose length is at `pos`. Raises IndexError if that is behind `end`."""
+    """Where a value starts and stops whose length is at `pos`. Raises IndexError if that is past `end`."""
     n, start = read_varint(data, pos)
     if start + n > end:
         raise IndexError

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
 from llm_cost_ops import ClientConfig, CostOpsClient, UsageRecord, ValidationError
 from llm_cost_ops._gen.codecs import CREATE_PRICE_REQUEST, USAGE_RECORD
+from llm_cost_ops._gen.methods import SUBMIT_USAGE
 from tests.conformance.clients import TRANSPORTS, running_server
 
 CALL = {"organization_id": "o", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 1000}
@@ -64,6 +66,18 @@ def test_a_client_may_keep_what_a_newer_service_knows(urls: dict[str, str], tran
         assert not client.usage.submit_batch([record({**CALL, "newer_count": 6})]).invalid
         progress = client.usage.stream([record({**CALL, "newer_count": 7})])
         assert not progress.problems
+
+
+def test_a_field_of_a_newer_client_is_kept_whatever_the_codec_of_grpc(urls: dict[str, str]) -> None:
+    """A client of ours may write JSON for protobuf, whose newer fields an older server keeps."""
+    body = json.dumps({"usage": {**CALL, "newer_count": 5}}).encode()
+    in_json = ("llm-cost-ops-codec", "json")
+    with grpc.insecure_channel(urls["grpc"].removeprefix("grpc://")) as channel:
+        submit = channel.unary_unary(SUBMIT_USAGE.path)
+        assert SUBMIT_USAGE.response.decode_json(submit(body, metadata=[in_json])).data
+        refuse = ("llm-cost-ops-unknown-fields", "refuse")
+        with pytest.raises(grpc.RpcError, match="newer_count"):
+            submit(body, metadata=[in_json, refuse])
 
 
 def test_rest_bodies_lines_and_prices(urls: dict[str, str]) -> None:

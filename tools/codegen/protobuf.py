@@ -178,7 +178,7 @@ def _message(message: Message) -> str:
     # A flattened message has no part in the path of a field.
     shown = {f.number: "" if f.options.flatten else f.name for f in fields}
     names = {_raw(f.number, wire_type): f'("{shown[f.number]}", "{items}")' for f, wire_type, items in tags}
-    # In line a field that was read is behind the others, but another may follow that is before it.
+    # In line a field that was read is after the others, but another may follow that is before it.
     known = f"if t in _{message.constant}_NAMES: continue\n" if message.listed else ""
     return fill(
         _MESSAGE,
@@ -360,7 +360,7 @@ def _read_part(type_: Type, part: str, number: int) -> str:
 
 
 def _read_value(type_: Type, width: int, in_line: bool, earlier: str = "None") -> tuple[str, str]:
-    """Statements that move `pos` behind a value, and the expression of the value."""
+    """Statements that move `pos` past a value, and the expression of the value."""
     value = type_.read("data", "s", "pos", earlier)
     if type_.wire_type in SIZES:
         return f"pos += {width + SIZES[type_.wire_type]}\n", value
@@ -370,7 +370,7 @@ def _read_value(type_: Type, width: int, in_line: bool, earlier: str = "None") -
 
 
 def _length(width: int, in_line: bool, checked: bool = True) -> str:
-    """Statements that move `pos` behind a value with a length, and `s` to its start."""
+    """Statements that move `pos` past a value with a length, and `s` to its start."""
     if not in_line:
         return f"s, pos = read_sized(data, pos + {width}, end)\n"
     short = f"n = data[pos + {width}]\ns = pos + {width + 1}\nif n > 127: n, s = read_varint(data, s - 1)\n"
@@ -379,7 +379,7 @@ def _length(width: int, in_line: bool, checked: bool = True) -> str:
 
 
 def _varint(to: str, width: int, in_line: bool, kind: str = "") -> str:
-    """Statements that read a varint `n`, a length or a value of a kind, behind a tag of `width` bytes."""
+    """Statements that read a varint `n`, a length or a value of a kind, after a tag of `width` bytes."""
     long = LONG_VARINTS.get(kind, "")
     if not in_line:
         return f"n, {to} = read_varint(data, pos + {width})\n" + f"{long}\n" * bool(long)

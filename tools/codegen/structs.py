@@ -29,7 +29,7 @@ $head
 
 def emit_messages(package: Package) -> str:
     """The text of messages.py."""
-    # A class stands behind the one that it inherits.
+    # A class comes after the one that it inherits.
     messages = sorted(package.messages, key=lambda message: not message.flattened)
     body = "".join([*map(_enum, package.enums), *map(_struct, messages)])
     names = [each.name for each in [*package.messages, *package.enums]]

@@ -86,8 +86,9 @@ _LOOK = """
     ) AS u
 """
 _COPY = f"COPY llm_cost_ops.usage (org, {_COLUMNS}) FROM STDIN"
-# The rows of this transaction, which usage_commit finds.
+# The rows of this transaction, which usage_commit finds. The planner takes them for one, and would sort them.
 _ADD_DELTAS = f"""
+    SET LOCAL enable_sort = off;
     INSERT INTO llm_cost_ops.delta (org, bucket, series, usr, records, requests, input, output, cached,
         unpriced, cost)
     SELECT u.org, {_QUARTER}, series, {_ADDED} FROM llm_cost_ops.usage u

@@ -161,7 +161,7 @@ def _filtered(request: Any, organizations: frozenset[str]) -> object:
 
 
 def _named(request: Any, organizations: frozenset[str]) -> object:
-    """An organization beside what is everybody's."""
+    """A request that names one organization, or "" for what belongs to everybody."""
     if request.organization_id and request.organization_id not in organizations:
         raise _denied("organization_id")
     return request
@@ -218,7 +218,7 @@ RULES: dict[str, Rule] = {
 
 
 class Tenancy:
-    """Holds calls to the rules. It stands behind validation, before the servicer."""
+    """Refuses calls that break the rules. It runs after validation and before the servicer."""
 
     # Not async: a layer that does nothing after the call costs half of what a coroutine does.
     def intercept_unary_unary(

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from errno import EPERM
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -210,6 +211,29 @@ def test_a_database_may_be_named_by_its_url(tmp_path: Path, capsys: pytest.Captu
     for action in (["init", "sqlite://"], ["status", "sqlite://"], ["backup", "sqlite://", str(copy) + "2"]):
         assert main(["db", *action]) == 2
         assert "name a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_backup_where_the_file_system_has_no_links(
+    tmp_path: Path, taken: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "costs.db", tmp_path / "backup.db"
+    with Sync(source) as store:
+        store.append([entry()])
+
+    def link(*_: object) -> None:
+        if taken:
+            target.write_text("of another")
+        raise OSError(EPERM, "Operation not permitted")
+
+    with patch("os.link", link):
+        assert main(["db", "backup", str(source), str(target)]) == (2 if taken else 0)
+    if taken:
+        assert f"{target}: File exists" in capsys.readouterr().err
+        assert target.read_text() == "of another"
+    else:
+        assert main(["db", "check", str(target)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backup.db", "costs.db"]
 
 
 def test_a_backup_names_the_folder_that_is_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

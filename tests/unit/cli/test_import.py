@@ -110,6 +110,27 @@ def test_bad_rows_are_told_by_line_and_passed_over(
     assert "records[" not in complaints
 
 
+@pytest.mark.parametrize("sign", ["\x1b[31m", "\x9b", "\r", "\x7f"])
+def test_what_stands_in_a_file_does_not_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sign: str
+) -> None:
+    spelt = repr(sign)[1:-1]
+    database = ("--db", str(tmp_path / "c.db"))
+    for name, content in (
+        ("unknown.jsonl", json.dumps({"provider": "openai", "model_id": "m", f"a{sign}b": 1})),
+        ("no-shape.jsonl", json.dumps({f"a{sign}b": 1})),
+        ("table.csv", f'"a{sign}b",c\n1,2\n'),
+        (f"a{sign}b.jsonl", None),
+    ):
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content.encode())
+        assert main(["import", str(path), *database]) > 0
+        told = capsys.readouterr()
+        assert f"a{spelt}b" in told.err
+        assert sign not in told.err + told.out
+
+
 def test_jsonl_of_records_responses_and_envelopes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chat = {
         "id": "chatcmpl-1",

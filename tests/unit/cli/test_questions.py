@@ -185,7 +185,9 @@ def test_estimate(
     assert run("estimate", "openai", "no-such-model", "--input", 1, "--at", "2026-01-01") == 1
     shown = capsys.readouterr().out
     assert "No price is known" in shown
-    assert "prices list no-such-model" in shown
+    assert "prices add openai/no-such-model" in shown
+    assert run("estimate", "openai/gpt4o", "--input", 1) == 1
+    assert "did you mean openai/gpt-4o" in capsys.readouterr().out
     assert run("estimate", "openai", "gpt-4o", "--input", 1, "--cached", 2) == 2
     assert "cached_tokens" in capsys.readouterr().err
     for bad in (("--at", "noon"), ("--meter", "pages"), ("--meter", "pages=x")):

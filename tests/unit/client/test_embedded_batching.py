@@ -14,7 +14,14 @@ from typing import Any
 
 import pytest
 
-from llm_cost_ops import AsyncCostOpsClient, BatchingConfig, ClientConfig, CostOpsClient, CostOpsError
+from llm_cost_ops import (
+    AsyncCostOpsClient,
+    BatchingConfig,
+    ClientConfig,
+    CostOpsClient,
+    CostOpsError,
+    ValidationError,
+)
 from llm_cost_ops.client.batching import Batching
 from llm_cost_ops.rpc.raw import RawResponse
 from tests.unit.client.test_batching import CALL, COLOURS, waiting_in
@@ -87,6 +94,15 @@ def test_each_gets_what_it_would_alone(colour: str, tmp_path: Path) -> None:
     assert [seen(outcome) for outcome in together] == [seen(outcome) for outcome in alone]
     kinds = {type(outcome).__name__ for outcome in together}
     assert kinds >= {"UsageReceipt", "ConflictError", "ValidationError"}
+
+
+@pytest.mark.parametrize("wrong", ["text", 5, {"model_id": "m"}])
+def test_what_is_no_record_is_refused_as_elsewhere(wrong: Any, tmp_path: Path) -> None:
+    with (
+        CostOpsClient(base_url=f"sqlite:///{tmp_path}/a.db") as client,
+        pytest.raises(ValidationError, match="usage must be a UsageRecord"),
+    ):
+        client.usage.submit(wrong)
 
 
 def outcome_of(call: Callable[[], Any]) -> Any:

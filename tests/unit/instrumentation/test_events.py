@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,3 +63,17 @@ def test_of_a_long_stream_the_ends_and_the_usage_are_kept(plain: int, stating: i
 def test_the_lines_of_an_event_are_joined() -> None:
     assert data_of(b": comment\r\nevent: x\r\ndata: a\r\ndata:b\r\nid: 1\r\n\r\n") == b"a\nb"
     assert data_of(b": ping\n\n") == b""
+
+
+@pytest.mark.parametrize("hide", [True, False])
+def test_of_a_stream_without_an_end_of_an_event_no_more_is_held(
+    monkeypatch: pytest.MonkeyPatch, hide: bool
+) -> None:
+    monkeypatch.setattr("llm_cost_ops.instrumentation.events._MAX_EVENT", 10_000)
+    reader = EventReader(hide=hide)
+    shown = b'data: {"n": 1}\n\n'
+    parts = [shown, *[b"x" * 999] * 50, b"\n\n", f"data: {UNASKED}\n\n".encode()]
+    passed = [reader.feed(part) for part in parts]
+    assert b"".join([*passed, reader.rest()]) == b"".join(parts)
+    assert max(map(len, passed)) < (11_000 if hide else 1000)
+    assert reader.events() == [b'{"n": 1}']

@@ -103,7 +103,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 TestBreaker = BreakerMachine.TestCase
-TestBreaker.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestBreaker.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 @pytest.mark.slow

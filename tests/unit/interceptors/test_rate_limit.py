@@ -67,7 +67,7 @@ class BucketMachine(RuleBasedStateMachine):
 
 
 TestBucket = BucketMachine.TestCase
-TestBucket.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestBucket.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
+from random import Random
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -14,12 +15,13 @@ import pytest
 
 from llm_cost_ops._gen.messages import CostStatus, UsageQuality
 from llm_cost_ops.ledger import Entry, Filter, open_ledger
-from llm_cost_ops.ledger.postgres import writing
+from llm_cost_ops.ledger.postgres import workers, writing
 from llm_cost_ops.ledger.postgres.append import PostgresBatch
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.rows import prepare
 from llm_cost_ops.ledger.postgres.url import database
 from llm_cost_ops.rpc.context import drive
+from llm_cost_ops.rpc.status import RpcError
 from tests.ledger_suite import card, revise
 from tests.unit.ledger.making import START, Sync, context, entry, pricing
 from tests.waiting import MAX_WAIT, until
@@ -367,4 +369,37 @@ def test_a_copy_whose_connection_is_lost_is_done_again(postgres_url: str) -> Non
         assert [each.status for each in done] == ["created"] * 300
         assert len(lost) == 1
         assert ledger.count(Filter()) == 300
+        assert ledger.find_faults() == []
+
+
+def test_what_may_be_applied_is_said_and_nothing_else_is(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections are lost before COMMIT is sent, and after it was done, when nobody sees the answer."""
+    chance = Random(1)
+
+    def lose(session: Session, then: Any) -> None:
+        if chance.random() < 0.3:
+            session.close()
+            raise psycopg.OperationalError("server closed the connection")
+        then(session)
+
+    expect, end = Session._expect_commit, Session.end_commit
+    acknowledged = unsure = 0
+    with Sync(ledger=open_ledger(postgres_url)) as ledger:
+        ledger.check()
+        monkeypatch.setattr(Session, "_expect_commit", lambda self: lose(self, expect))
+        monkeypatch.setattr(Session, "end_commit", lambda self: lose(self, end))
+        for number in range(48):
+            # Inserted and copied, with keys and without, tried again and not.
+            size, keyed = (1, writing.MIN_COPIED)[number % 2], number // 2 % 2
+            monkeypatch.setattr(workers, "_RECONNECTING", 60.0 if number // 4 % 2 else 0.0)
+            made = [entry(n, idempotency_key=f"{number}.{n}" if keyed else "") for n in range(size)]
+            try:
+                acknowledged += len(ledger.append(made))
+            except RpcError as error:
+                unsure += size * error.maybe_applied
+        monkeypatch.undo()
+        assert unsure > 0
+        assert 0 <= ledger.count(Filter()) - acknowledged <= unsure
         assert ledger.find_faults() == []
