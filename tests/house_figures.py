@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 __all__ = [
@@ -126,8 +127,8 @@ def longest_import_chain() -> list[str]:
     return max((chain(module) for module in list(graph)), key=len)
 
 
-def files_of_a_submit() -> list[str]:
-    """The files of the package that a warm submit on the embedded engine passes through, in order."""
+def files_of_a_submit(base_url: str) -> list[str]:
+    """The files of the package that a warm submit on an embedded engine passes through, in order."""
     from llm_cost_ops import CostOpsClient
 
     seen: dict[str, None] = {}
@@ -136,7 +137,7 @@ def files_of_a_submit() -> list[str]:
         if event == "call" and frame.f_code.co_filename.startswith(str(PACKAGE)):
             seen.setdefault(str(Path(frame.f_code.co_filename).relative_to(ROOT)))
 
-    with CostOpsClient(base_url="sqlite://") as client:
+    with CostOpsClient(base_url=base_url) as client:
         for _ in range(3):
             seen.clear()
             sys.setprofile(note)
@@ -161,9 +162,12 @@ def import_cost() -> float:
 
 def main() -> None:
     """Print every figure."""
-    files, chain = files_of_a_submit(), longest_import_chain()
-    print(f"files that a warm embedded submit passes through  {len(files)}")
-    print("   " + " > ".join(name.removeprefix("llm_cost_ops/") for name in files))
+    chain = longest_import_chain()
+    with TemporaryDirectory() as folder:
+        for place, url in ("in memory", "sqlite://"), ("on a file", f"sqlite:///{folder}/costs.db"):
+            files = files_of_a_submit(url)
+            print(f"files that a warm submit {place} passes through {len(files):4}")
+            print("   " + " > ".join(name.removeprefix("llm_cost_ops/") for name in files))
     print(f"longest chain of imports                          {len(chain)}")
     print("   " + " > ".join(name.removeprefix("llm_cost_ops.") for name in chain))
     print(f"signatures with Any                               {any_share():.1%}")
