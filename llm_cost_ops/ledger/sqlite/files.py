@@ -14,6 +14,7 @@ import sqlite3
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from llm_cost_ops.ledger.sqlite.errors import StorageError
 from llm_cost_ops.rpc.status import StatusCode
@@ -115,6 +116,14 @@ class FileWatch:
         found = file_key(self._path)
         if self._database is not None and found != self._database:
             raise self._moved(found)
+        if found is not None and not Path(self._path).is_file():
+            # SQLite would open a pipe or a device, and then tell of a disk that fails.
+            raise StorageError(
+                StatusCode.FAILED_PRECONDITION,
+                "the database must be a file, and its path leads to a folder, a pipe or a device",
+                error_code="STORAGE_UNUSABLE",
+                local_detail=self._path,
+            )
         with self._lock:
             if self._logs is None or self._open:
                 return

@@ -132,10 +132,19 @@ def test_what_is_no_database_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_where_no_file_can_be_is_told(tmp_path: Path) -> None:
-    for path in (tmp_path / "missing" / "costs.db", tmp_path):
+    error = refusal(tmp_path / "missing" / "costs.db")
+    assert error.code is StatusCode.FAILED_PRECONDITION
+    assert "is its folder there, and may this process write to it?" in error.message
+
+
+def test_what_is_no_file_is_refused_as_that(tmp_path: Path) -> None:
+    """A pipe or a device was told as a disk that fails, and tried again."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (tmp_path, pipe, Path(os.devnull)):
         error = refusal(path)
         assert error.code is StatusCode.FAILED_PRECONDITION
-        assert "is its folder there, and may this process write to it?" in error.message
+        assert "leads to a folder, a pipe or a device" in error.message
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
