@@ -229,28 +229,30 @@ def settle(totals: Totals) -> None:
 
 
 def to_fold(
-    connection: sqlite3.Connection, where: Filter, group_by: Keys, pieces: Iterable[Piece], *, long: bool
-) -> list[Fold]:
+    connection: sqlite3.Connection, where: Filter, group_by: Keys, pieces: Iterable[Piece]
+) -> tuple[list[Fold], list[Fold]]:
     """What should be kept, or brought up to date, before a query over the pieces is answered.
 
-    That is single days, or spans of several where `long`. Rows of users are found by an index.
+    That is single days, and spans of several, as long as these days are not kept. Rows of users are found by
+    an index.
     """
+    single: list[Fold] = []
+    long: list[Fold] = []
     dimensions = dimensions_of(where, group_by)
     runs = [run for run in runs_of(pieces) if run.first < run.last]
-    if dimensions is None or not runs or (long and (where.user_ids or len(runs) > MAX_LONG)):
-        return []
+    if dimensions is None or not runs:
+        return single, long
     kept = Kept(connection, where, dimensions, runs)
     rows = connection.execute(
         "SELECT org FROM day_grouping GROUP BY org HAVING count(*) >= ?", (MAX_DIMENSIONS,)
     )
     full = {org for (org,) in rows}
-    folds = _long_to_fold if long else _days_to_fold
-    return [
-        fold
-        for days in kept.organizations.values()
-        if days.grouping is not None or days.org not in full
-        for fold in folds(days, runs, kept.revision)
-    ]
+    for days in kept.organizations.values():
+        if days.grouping is not None or days.org not in full:
+            single += _days_to_fold(days, runs, kept.revision)
+            if not where.user_ids and len(runs) <= MAX_LONG:
+                long += _long_to_fold(days, runs, kept.revision)
+    return single, long
 
 
 def _days_to_fold(days: Days, runs: list[Run], revision: int) -> Iterator[Fold]:

@@ -442,25 +442,35 @@ class SqliteSums:
         dimensions = day_sums.dimensions_of(where, group_by)
         if dimensions is None or not summaries.needs_rows(where, group_by):
             return
-        for long in (False, True):
-            query = partial(summaries.to_fold, where=where, group_by=group_by, buckets=buckets, long=long)
-            left = await self._readers.read(query, context)
-            while left:
-                size = rows = 0
-                while size < len(left) and (not size or rows + left[size].rows <= _FOLD_ROWS):
-                    rows += left[size].rows
-                    size += 1
-                folds, left = left[:size], left[size:]
-                found = partial(summaries.fold, folds=folds, dimensions=dimensions)
-                try:
-                    folded = await self._readers.read(found, context)
-                    await self._keep(dimensions, folded, context)
-                except RpcError:
-                    context.check_deadline()
-                    return
-                if all(each.sums is None for each in folded):
-                    # What can't be kept would be read twice: the others are left to later queries.
-                    break
+        query = partial(summaries.to_fold, where=where, group_by=group_by, buckets=buckets)
+        single, long = await self._readers.read(query, context)
+        if single:
+            if not await self._fold_some(dimensions, single, context):
+                return
+            _, long = await self._readers.read(query, context)
+        await self._fold_some(dimensions, long, context)
+
+    async def _fold_some(
+        self, dimensions: tuple[str, ...], left: list[day_sums.Fold], context: CallContext
+    ) -> bool:
+        """Keep what is worth it of some days, or spans; False where nothing can be written."""
+        while left:
+            size = rows = 0
+            while size < len(left) and (not size or rows + left[size].rows <= _FOLD_ROWS):
+                rows += left[size].rows
+                size += 1
+            folds, left = left[:size], left[size:]
+            found = partial(summaries.fold, folds=folds, dimensions=dimensions)
+            try:
+                folded = await self._readers.read(found, context)
+                await self._keep(dimensions, folded, context)
+            except RpcError:
+                context.check_deadline()
+                return False
+            if all(each.sums is None for each in folded):
+                # What can't be kept would be read twice: the others are left to later queries.
+                break
+        return True
 
     async def _keep(
         self, dimensions: tuple[str, ...], folded: list[day_sums.Folded], context: CallContext

@@ -84,11 +84,11 @@ def needs_rows(where: Filter, group_by: Keys) -> bool:
 
 
 def to_fold(
-    connection: sqlite3.Connection, where: Filter, group_by: Keys, buckets: Buckets, *, long: bool
-) -> list[day_sums.Fold]:
+    connection: sqlite3.Connection, where: Filter, group_by: Keys, buckets: Buckets
+) -> tuple[list[day_sums.Fold], list[day_sums.Fold]]:
     """What is to be kept of days before a query is answered: see day_sums."""
     _check_known(connection, where, group_by, buckets)
-    return day_sums.to_fold(connection, where, group_by, list(pieces_of(where, buckets)), long=long)
+    return day_sums.to_fold(connection, where, group_by, list(pieces_of(where, buckets)))
 
 
 def fold(
