@@ -110,13 +110,13 @@ def _replace(target: Path, lines: Iterator[bytes]) -> int:
 
     Where the target is no file, such as a pipe or a device, it is written to.
     """
-    if not target.parent.is_dir():
-        raise ConfigurationError(f"there is no folder {target.parent}", parameter="output")
     if target.exists() and not target.is_file():
         with target.open("wb") as device:
             return _write(device, lines)
     # A link stays, and leads to the new file.
     target = Path(os.path.realpath(target))
+    if not target.parent.is_dir():
+        raise ConfigurationError(f"there is no folder {target.parent}", parameter="output")
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -86,7 +86,12 @@ def _add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
 
 
 def model_of(options: argparse.Namespace) -> tuple[str, str]:
-    """The provider and the id of the model that a command names. ConfigurationError without a provider."""
+    """The provider and the id of the model that a command names. ConfigurationError unless it names one."""
+    if len(options.model) > 2:
+        raise ConfigurationError(
+            f"name one model, such as openai/gpt-4o or openai gpt-4o, not {' '.join(options.model)!r}",
+            parameter="model",
+        )
     provider, slash, model = "/".join(options.model).partition("/")
     if not slash:
         raise ConfigurationError(

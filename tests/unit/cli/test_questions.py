@@ -116,7 +116,7 @@ def test_an_export_into_a_pipe_is_written_to_it(database: Path, tmp_path: Path) 
 
 
 def test_an_export_over_a_link_leaves_the_link_and_the_mode_of_the_file(
-    database: Path, tmp_path: Path
+    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target, link = tmp_path / "target.jsonl", tmp_path / "link.jsonl"
     target.write_text("what was there")
@@ -124,6 +124,10 @@ def test_an_export_over_a_link_leaves_the_link_and_the_mode_of_the_file(
     link.symlink_to(target)
     assert run("export", "--db", database, "--output", link) == 0
     assert link.is_symlink()
+    lost = tmp_path / "lost.jsonl"
+    lost.symlink_to(tmp_path / "nowhere" / "usage.jsonl")
+    assert run("export", "--db", database, "--output", lost) == 2
+    assert capsys.readouterr().err.endswith(f"there is no folder {tmp_path / 'nowhere'}\n")
     assert target.read_bytes().startswith(b"{")
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
 
@@ -205,6 +209,9 @@ def test_a_model_is_named_with_its_provider_in_one_word_or_two(capsys: pytest.Ca
         assert json.loads(capsys.readouterr().out)["total_cost"] == "0.0025"
     assert run("estimate", "gpt-4o", "--input", 1000) == 2
     assert "openai/gpt-4o" in capsys.readouterr().err
+    for command in (["estimate"], ["prices", "add"]):
+        assert run(*command, "openai", "gpt", "4o", "--input", 1) == 2
+        assert "name one model" in capsys.readouterr().err
 
 
 def test_reprice(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
