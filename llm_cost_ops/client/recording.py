@@ -31,7 +31,8 @@ class Recording:
     def __init__(self, config: RecorderConfig, attribution: Attribution, connect: Callable[[], Any]) -> None:
         if config.spool is not None:
             # The recorder is made with the first record, when the program may be in another folder.
-            config = config.replace(spool=str(Path(config.spool).absolute()))
+            with contextlib.suppress(FileNotFoundError):  # in a folder that is gone the spool says so
+                config = config.replace(spool=str(Path(config.spool).absolute()))
         self._config = config
         self._attribution = attribution
         self._connect = connect

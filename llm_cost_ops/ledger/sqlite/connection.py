@@ -69,8 +69,10 @@ class Database:
     def __init__(self, path: str | None, durability: str) -> None:
         if durability not in DURABILITIES:
             raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, not {durability!r}")
-        # A program may go to another folder later, such as a daemon.
-        self.path = path = None if path is None else str(Path(path).absolute())
+        # A program may go to another folder later, such as a daemon. Where its folder is gone, opening fails.
+        with contextlib.suppress(FileNotFoundError):
+            path = None if path is None else str(Path(path).absolute())
+        self.path = path
         self.durability = durability
         self.name = "the database in memory" if path is None else "the database"
         self._looked_into = False

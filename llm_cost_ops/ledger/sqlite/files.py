@@ -57,7 +57,10 @@ def _look(path: str) -> tuple[_Key | None, int]:
 
 def real_path(path: str) -> str:
     """Where a path leads: SQLite has -wal and -shm beside the file itself, not beside a link to it."""
-    return os.path.realpath(path)
+    try:
+        return os.path.realpath(path)
+    except FileNotFoundError:  # a relative path, in a folder that is gone: opening the file fails
+        return path
 
 
 def create_private(path: str) -> None:

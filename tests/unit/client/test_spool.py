@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_cost_ops import ClientConfig, CostOpsClient, RecorderConfig
+from llm_cost_ops import ClientConfig, CostOpsClient, RecorderConfig, ServerError
 from llm_cost_ops.client.spool import MAX_FRAME_BYTES, Spool, SpoolError, SpoolFullError
 from tests.waiting import MAX_WAIT, until
 
@@ -164,6 +164,22 @@ def test_a_program_that_goes_to_another_folder_keeps_its_files(
         assert used.costs.get().total_requests == 5
         assert (tmp_path / "first" / "spool").is_dir()
     assert list((tmp_path / "second").iterdir()) == []
+
+
+def test_a_client_in_a_folder_that_is_gone_fails_at_its_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone").mkdir()
+    os.chdir("gone")
+    (tmp_path / "gone").rmdir()
+    usage: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "organization_id": "o"}
+    config = ClientConfig(base_url="sqlite:///costs.db", recorder=RecorderConfig(spool="spool"))
+    with CostOpsClient(config=config) as client:
+        with pytest.raises(ServerError, match="can't open the database"):
+            client.usage.submit(**usage)
+        with pytest.raises(SpoolError, match="the spool spool can't be used"):
+            client.usage.record(**usage)
 
 
 def test_many_segments_are_not_as_many_open_files(tmp_path: Path) -> None:
