@@ -133,8 +133,6 @@ class Spool:
         if durability not in ("process", "disk"):
             raise ValueError(f"durability must be 'process' or 'disk', not {durability!r}")
         self.folder = Path(folder)
-        with contextlib.suppress(FileNotFoundError):  # in a folder that is gone the spool can't be opened
-            self.folder = self.folder.absolute()
         self._sync = durability == "disk"
         self._max_bytes = max_bytes
         self._segment_bytes = segment_bytes or max(max_bytes // _MAX_SEGMENTS, 4 * 1024 * 1024)
