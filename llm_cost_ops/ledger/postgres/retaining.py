@@ -73,10 +73,13 @@ def remove(
     """
     moment = to_micros(before)
     for org in organization_ids(session, [organization]):
-        with session.transaction():
-            number = _remove(session, org, moment, limit)
-            if number and _begins(session, organization, moment):
-                add_events(session, [audit.retention_applied(organization, before, at, actor)])
+        number = None
+        while number is None:
+            # Another one each time: the rows that were removed meanwhile stay locked until the end of this.
+            with session.transaction():
+                number = _remove(session, org, moment, limit)
+                if number and _begins(session, organization, moment):
+                    add_events(session, [audit.retention_applied(organization, before, at, actor)])
         if not number:
             _forget_sums(session, org, moment)
         return number
@@ -94,14 +97,13 @@ def _begins(session: Session, organization: str, moment: int) -> bool:
     )
 
 
-def _remove(session: Session, org: int, moment: int, limit: int) -> int:
+def _remove(session: Session, org: int, moment: int, limit: int) -> int | None:
+    """How many were removed; None where another retention had removed all that were found."""
     oldest = f"SELECT u.id::text {_OLDER} ORDER BY u.ts LIMIT %(limit)s"
-    while older := session.rows(oldest, org=org, before=moment, limit=limit):
-        # Another retention may have removed all of these while this one waited, and others be left.
-        if found := lock_records(session, [(org, made) for (made,) in older]):
-            break
-    else:
-        return 0
+    older = session.rows(oldest, org=org, before=moment, limit=limit)
+    found = lock_records(session, [(org, made) for (made,) in older])
+    if not found:
+        return None if older else 0
     names = names_of(found)
     cost = newest(session, [org])
     rows = session.rows(
