@@ -15,6 +15,7 @@ from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.encoding import usage_id
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.sums import fold
+from llm_cost_ops.ledger.retention import REMOVED_AT
 from llm_cost_ops.ledger.transfer import open_transfer
 from llm_cost_ops.pricing.types import Priced, Pricing
 from llm_cost_ops.rpc.context import drive
@@ -153,6 +154,30 @@ def test_a_retention_that_finds_all_removed_by_another_takes_the_next(
         until(lambda: len(other.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchall()) > 1)
         other.rollback()
         assert (call.result(MAX_WAIT), beside.result(MAX_WAIT)) == (2, 2)
+
+
+def test_a_retention_holds_nothing_of_what_another_removed(
+    ledger: Sync,
+    other: psycopg.Connection[Any],
+    pool: ThreadPoolExecutor,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would wait for the next records with them, against the order."""
+    monkeypatch.setattr("llm_cost_ops.ledger.postgres.ledger._REMOVED_AT_ONCE", 2)
+    *_, first, second = append(ledger, 4)
+    removed = f"UPDATE llm_cost_ops.usage SET series = 0, ts = {REMOVED_AT} WHERE id IN (%s, %s)"
+    other.execute(removed, [first, second])
+    call = pool.submit(ledger.remove_older, "acme", EVERYTHING, dry_run=False)
+    until_blocked(other, call)
+    with psycopg.connect(postgres_url) as holder:
+        holder.execute("SELECT 1 FROM llm_cost_ops.usage WHERE series > 0 FOR UPDATE SKIP LOCKED")
+        other.commit()
+        until_blocked(holder, call)
+        for made in (first, second):
+            lock_usage(other, made)
+        other.rollback()
+    assert call.result(MAX_WAIT) == 2
 
 
 def test_sums_of_what_is_removed_are_locked_by_their_quarters(
