@@ -239,7 +239,7 @@ class _State:
         if states:
             self._counts_are_final = not pieces
         for index, reasons, delta in _fields_of(pieces, "index", reason, "delta"):
-            key = index or 0
+            key = index if isinstance(index, (int, str)) else 0
             if reasons:
                 self._open.discard(key)
                 self._closed.add(key)

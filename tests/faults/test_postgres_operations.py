@@ -107,14 +107,17 @@ def test_a_standby_takes_no_writes_and_says_so(primary: PostgresServer) -> None:
     append(url, range(3))
     with stopped(primary.standby()) as standby:
         standby.start()
-        with Sync(ledger=open_ledger(standby.url(name_of(url)))) as ledger:
-            with pytest.raises(RpcError) as caught:
-                ledger.append([entry()])
-            assert (caught.value.code, caught.value.error_code) == (
-                StatusCode.UNAVAILABLE,
-                "STORAGE_READ_ONLY",
-            )
-            assert not caught.value.maybe_applied
+        for session in ("read-write", "any"):
+            target = standby.url(name_of(url), target_session_attrs=session)
+            with Sync(ledger=open_ledger(target)) as ledger:
+                for write in (lambda: ledger.append([entry()]), lambda: ledger.set_retention("acme", 9)):
+                    with pytest.raises(RpcError) as caught:
+                        write()
+                    assert (caught.value.code, caught.value.error_code) == (
+                        StatusCode.UNAVAILABLE,
+                        "STORAGE_READ_ONLY",
+                    )
+                    assert not caught.value.maybe_applied
         assert sums(url)[1] == 3
 
 

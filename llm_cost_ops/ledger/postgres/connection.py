@@ -52,7 +52,8 @@ _SETTINGS = (
 )
 # COMMIT waits for a standby only where something was written. What a transaction finds instead, such as a key
 # that is there, may be committed without the standby, should somebody have ended the wait for it.
-_MARK = ", pg_logical_emit_message(true, 'llm_cost_ops', '')"
+# (Not on a standby: what follows says better that it takes no writes.)
+_MARK = ", CASE WHEN NOT pg_is_in_recovery() THEN pg_logical_emit_message(true, 'llm_cost_ops', '') END"
 _SETTINGS_IN_PIPELINE = _SETTINGS.format(commit="%(commit)s", timeout="%(timeout)s")
 # A time-out that ends the wait for a synchronous standby would make COMMIT succeed without it.
 _BEFORE_COMMIT = "SET LOCAL statement_timeout = 0"

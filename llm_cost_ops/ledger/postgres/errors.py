@@ -52,6 +52,8 @@ _MESSAGES = {
 _RETRYABLE = ("40001", "40P01", "55P03")
 # Or its class: of a connection that is lost, or that the server ends.
 _LOST = ("08", "57P", "25P03", "25P04")
+# Or its severity: where the WAL can't be written, a server ends by PANIC at a COMMIT that may be there again.
+_ENDS = ("FATAL", "PANIC")
 
 # Parts of what libpq says, which gives no SQLSTATE for a connection that was refused.
 _REFUSALS = (
@@ -98,7 +100,7 @@ def is_lost(error: BaseException) -> bool:
         return False
     if error.sqlstate is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return error.sqlstate.startswith(_LOST)
+    return error.sqlstate.startswith(_LOST) or error.diag.severity_nonlocalized in _ENDS
 
 
 def busy_error() -> RpcError:

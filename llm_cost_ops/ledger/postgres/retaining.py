@@ -95,14 +95,12 @@ def _begins(session: Session, organization: str, moment: int) -> bool:
 
 
 def _remove(session: Session, org: int, moment: int, limit: int) -> int:
-    older = session.rows(
-        f"SELECT u.id::text {_OLDER} ORDER BY u.ts LIMIT %(limit)s",
-        org=org,
-        before=moment,
-        limit=limit,
-    )
-    found = lock_records(session, [(org, made) for (made,) in older])
-    if not found:
+    oldest = f"SELECT u.id::text {_OLDER} ORDER BY u.ts LIMIT %(limit)s"
+    while older := session.rows(oldest, org=org, before=moment, limit=limit):
+        # Another retention may have removed all of these while this one waited, and others be left.
+        if found := lock_records(session, [(org, made) for (made,) in older]):
+            break
+    else:
         return 0
     names = names_of(found)
     cost = newest(session, [org])

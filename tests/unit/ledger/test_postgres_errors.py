@@ -13,6 +13,7 @@ from unittest.mock import Mock
 
 import psycopg
 import pytest
+from psycopg.pq import DiagnosticField
 
 from llm_cost_ops import CostOpsClient, CostOpsError
 from llm_cost_ops.cli import main
@@ -113,6 +114,15 @@ def test_a_connection_that_the_server_ends_is_lost(state: str) -> None:
     error = psycopg.errors.lookup(state)()
     assert is_lost(error)
     assert rpc_error(error).code is StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("state", ["58030", "53100", "XX000"])
+def test_a_server_that_can_not_write_its_wal_may_have_committed(state: str) -> None:
+    """It ends by PANIC, and finds the commit when it starts again."""
+    for severity, lost in ((b"PANIC", True), (b"FATAL", True), (b"ERROR", False)):
+        info: Any = dict.fromkeys(DiagnosticField)
+        error = psycopg.errors.lookup(state)(info={**info, DiagnosticField.SEVERITY_NONLOCALIZED: severity})
+        assert is_lost(error) == lost
 
 
 def test_a_server_that_goes_down_behind_a_commit_is_no_standby_that_is_away() -> None:

@@ -135,6 +135,26 @@ def test_records_that_another_retention_removed_are_not_removed_again(
     assert ledger.find_faults() == []
 
 
+def test_a_retention_that_finds_all_removed_by_another_takes_the_next(
+    ledger: Sync,
+    other: psycopg.Connection[Any],
+    pool: ThreadPoolExecutor,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing removed would say that nothing is left."""
+    monkeypatch.setattr("llm_cost_ops.ledger.postgres.ledger._REMOVED_AT_ONCE", 2)
+    append(ledger, 5)
+    other.execute("SELECT 1 FROM llm_cost_ops.usage FOR UPDATE")
+    call = pool.submit(ledger.remove_older, "acme", EVERYTHING, dry_run=False)
+    until_blocked(other, call)
+    with Sync(ledger=open_ledger(postgres_url)) as second, ThreadPoolExecutor(1) as more:
+        beside = more.submit(second.remove_older, "acme", EVERYTHING, dry_run=False)
+        until(lambda: len(other.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchall()) > 1)
+        other.rollback()
+        assert (call.result(MAX_WAIT), beside.result(MAX_WAIT)) == (2, 2)
+
+
 def test_sums_of_what_is_removed_are_locked_by_their_quarters(
     ledger: Sync, other: psycopg.Connection[Any], pool: ThreadPoolExecutor
 ) -> None:

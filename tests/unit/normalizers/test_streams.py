@@ -189,3 +189,14 @@ def test_an_empty_stream():
     with pytest.raises(PayloadError) as caught:
         usage_from_response([1])
     assert caught.value.path == "[0]"
+
+
+@pytest.mark.parametrize("index", [None, [], {"a": 1}, "0", 0.5])
+def test_an_index_of_any_kind_is_one_answer(index):
+    usage = {"prompt_tokens": 1, "completion_tokens": 2}
+    chunk = {"object": "chat.completion.chunk", "model": "gpt-5.4"}
+    choices = [[{"index": index, "delta": {}}], [{"index": index, "finish_reason": "stop"}]]
+    record = usage_from_response(
+        [*({**chunk, "choices": each} for each in choices), {**chunk, "usage": usage}]
+    )
+    assert (record.output_tokens, record.quality) == (2, "unspecified")
