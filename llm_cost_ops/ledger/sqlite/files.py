@@ -99,8 +99,7 @@ class FileWatch:
         self.every_commit = every_commit
         self.damage = ""
         """What is wrong with the content of the files, for as long as this object lives."""
-        real = real_path(path)
-        self._paths = (path, f"{real}-wal", f"{real}-shm")
+        self._paths = (path, f"{path}-wal", f"{path}-shm")
         self._path = path
         self._lock = threading.Lock()
         self._open = 0
@@ -114,7 +113,10 @@ class FileWatch:
     def check_before_open(self) -> None:
         """Raise when a connection would not see the files that this process has written to."""
         found = file_key(self._path)
-        if self._database is not None and found != self._database:
+        if self._database is None:
+            real = real_path(self._path)  # now: a link may lead elsewhere than when the client was made
+            self._paths = (self._path, f"{real}-wal", f"{real}-shm")
+        elif found != self._database:
             raise self._moved(found)
         if found is not None and not Path(self._path).is_file():
             # SQLite would open a pipe or a device, and then tell of a disk that fails.
