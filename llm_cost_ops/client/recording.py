@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llm_cost_ops._gen.messages import BatchReceipt, UsageRecord
 from llm_cost_ops._gen.resources import AsyncUsageResource, UsageResource
 from llm_cost_ops.client.attribution import Attributes, Attribution
+from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.rpc.channel import AsyncChannel, Channel
 from llm_cost_ops.rpc.forks import forget_in_children
 
@@ -31,7 +32,12 @@ class Recording:
     def __init__(self, config: RecorderConfig, attribution: Attribution, connect: Callable[[], Any]) -> None:
         if config.spool is not None:
             # The recorder is made with the first record, when the program may be in another folder.
-            config = config.replace(spool=str(Path(config.spool).absolute()))
+            try:
+                config = config.replace(spool=str(Path(config.spool).absolute()))
+            except OSError as error:
+                raise ConfigurationError(
+                    f"spool: {config.spool!r} can't be found from here: {error}", parameter="spool"
+                ) from error
         self._config = config
         self._attribution = attribution
         self._connect = connect

@@ -14,7 +14,8 @@ __all__ = ["path_of"]
 def path_of(url: str, durability: str) -> tuple[str | None, str]:
     """The path of the file that a URL names, None for memory; and its durability.
 
-    Raises ConfigurationError for a host in the URL, another option or another durability.
+    Raises ConfigurationError for a host in the URL, another option or another durability, and for a path from
+    a folder that is gone or a home that nobody knows.
     """
     parts = urlsplit(url)
     if parts.netloc:
@@ -28,7 +29,14 @@ def path_of(url: str, durability: str) -> tuple[str | None, str]:
     path = unquote(parts.path)[1:]
     if parts.path and not path:
         raise _wrong("names no file, as sqlite:///costs.db does; private memory is sqlite://")
-    return str(Path(path).expanduser()) if path else None, durability
+    if not path:
+        return None, durability
+    try:
+        found = Path(path).expanduser()
+        found.absolute()
+    except (OSError, RuntimeError) as error:
+        raise _wrong(f"{path!r} can't be found from here: {error}") from error
+    return str(found), durability
 
 
 def _wrong(rule: str) -> ConfigurationError:

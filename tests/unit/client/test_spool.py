@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_cost_ops import ClientConfig, CostOpsClient, RecorderConfig
+from llm_cost_ops import ClientConfig, ConfigurationError, CostOpsClient, RecorderConfig
 from llm_cost_ops.client.spool import MAX_FRAME_BYTES, Spool, SpoolError, SpoolFullError
 from tests.waiting import MAX_WAIT, until
 
@@ -164,6 +164,20 @@ def test_a_program_that_goes_to_another_folder_keeps_its_files(
         assert used.costs.get().total_requests == 5
         assert (tmp_path / "first" / "spool").is_dir()
     assert list((tmp_path / "second").iterdir()) == []
+
+
+@pytest.mark.parametrize("parameter", ["base_url", "spool"])
+def test_a_relative_path_in_a_folder_that_is_gone_is_refused(
+    parameter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    folder = "spool" if parameter == "spool" else None
+    url = "sqlite://" if folder else "sqlite:///costs.db"
+    with pytest.raises(ConfigurationError, match="can't be found from here") as caught:
+        CostOpsClient(config=ClientConfig(base_url=url, recorder=RecorderConfig(spool=folder)))
+    assert caught.value.parameter == parameter
 
 
 def test_many_segments_are_not_as_many_open_files(tmp_path: Path) -> None:
