@@ -50,7 +50,7 @@ def file_key(path: str) -> _Key | None:
 def _look(path: str) -> tuple[_Key | None, int]:
     try:
         found = os.stat(path)  # noqa: PTH116 - Path.stat takes twice as long
-    except FileNotFoundError:
+    except OSError:  # it is not there, or not to be found, as behind a link to itself
         return None, 0
     return (found.st_dev, found.st_ino), found.st_size
 
