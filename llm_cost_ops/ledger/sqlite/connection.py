@@ -441,9 +441,14 @@ class Writer:
         cursor = self._cursor or self.open().cursor()
         self._cursor = cursor
         execute = cursor.execute
-        if not statement:
-            execute("BEGIN IMMEDIATE")
         try:
+            # KeyboardInterrupt may come behind any statement, and as another one is rolled back. What is
+            # acknowledged next would be in the transaction that was left open.
+            if cursor.connection.in_transaction:
+                self.interner.forget()
+                execute("ROLLBACK")
+            if not statement:
+                execute("BEGIN IMMEDIATE")
             self._committing = statement
             result = job(cursor, self.interner)
             if not statement:

@@ -50,7 +50,7 @@ def file_key(path: str) -> _Key | None:
 def _look(path: str) -> tuple[_Key | None, int]:
     try:
         found = os.stat(path)  # noqa: PTH116 - Path.stat takes twice as long
-    except FileNotFoundError:
+    except OSError:  # it is not there, or not to be found, as behind a link to itself
         return None, 0
     return (found.st_dev, found.st_ino), found.st_size
 
@@ -102,8 +102,7 @@ class FileWatch:
         self.every_commit = every_commit
         self.damage = ""
         """What is wrong with the content of the files, for as long as this object lives."""
-        real = real_path(path)
-        self._paths = (path, f"{real}-wal", f"{real}-shm")
+        self._paths = (path, f"{path}-wal", f"{path}-shm")
         self._path = path
         self._lock = threading.Lock()
         self._open = 0
@@ -117,7 +116,10 @@ class FileWatch:
     def check_before_open(self) -> None:
         """Raise when a connection would not see the files that this process has written to."""
         found = file_key(self._path)
-        if self._database is not None and found != self._database:
+        if self._database is None:
+            real = real_path(self._path)  # now: a link may lead elsewhere than when the client was made
+            self._paths = (self._path, f"{real}-wal", f"{real}-shm")
+        elif found != self._database:
             raise self._moved(found)
         if found is not None and not Path(self._path).is_file():
             # SQLite would open a pipe or a device, and then tell of a disk that fails.

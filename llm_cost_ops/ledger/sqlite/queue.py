@@ -48,7 +48,7 @@ class WriteQueue:
     """
 
     def __init__(self, path: str) -> None:
-        self._path = f"{real_path(path)}-wal"
+        self._path = path
         self._file: int | None = None
         self._place = 0
         # Commits that may follow without a look at who waits.
@@ -154,7 +154,7 @@ class WriteQueue:
         if self._file is None:
             # SQLite has no locks on -wal that closing this would drop.
             with contextlib.suppress(OSError):
-                self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+                self._file = os.open(f"{real_path(self._path)}-wal", os.O_RDWR | os.O_CLOEXEC)
                 # Of a client that nobody closed, the descriptor goes with the queue.
                 self._closing = finalize(self, os.close, self._file)
                 self._closing.atexit = False

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID
 
 import msgspec
@@ -14,7 +15,7 @@ import pytest
 from llm_cost_ops._gen.messages import CostStatus, ModalityTokens, Operation, SubmitStatus
 from llm_cost_ops.ledger import encoding
 from llm_cost_ops.ledger.encoding import as_key, as_text, usage_id
-from llm_cost_ops.ledger.sqlite import append, integrity, obvious_faults, rows
+from llm_cost_ops.ledger.sqlite import append, integrity, obvious_faults, rows, sums
 from llm_cost_ops.ledger.sqlite.sums import FOLD_EVERY
 from llm_cost_ops.ledger.types import Entry, Filter
 from llm_cost_ops.pricing.money import UNITS
@@ -105,6 +106,63 @@ def test_a_record_is_acknowledged_though_its_sums_have_to_wait(fault: str) -> No
         assert statuses(store, entry(idempotency_key="k")) == [DUPLICATE]
         store.append([entry() for _ in range(FOLD_EVERY)])
         assert folded(store) == requests(store) == 2 * FOLD_EVERY
+
+
+@pytest.mark.parametrize("many", [1, 2, FOLD_EVERY])
+def test_an_interrupt_behind_any_statement_leaves_no_transaction_open(tmp_path: Path, many: int) -> None:
+    """What is acknowledged next would be in it, and gone with it."""
+    interrupted = []
+
+    class Interrupted(sqlite3.Cursor):
+        def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+            super().execute(sql, *values)
+            if sql not in interrupted:
+                interrupted.append(sql)
+                raise KeyboardInterrupt
+            return self
+
+    path, sent = tmp_path / "costs.db", 0
+    with Sync(path) as store:
+        store.append([entry()])
+        writer = store.store._writer
+        while True:
+            writer._cursor = writer._connection.cursor(Interrupted)
+            sent += 1
+            try:
+                store.append([entry(idempotency_key=f"{sent}-{at}") for at in range(many)])
+            except KeyboardInterrupt:
+                assert not writer._connection.in_transaction
+                continue
+            break
+        assert interrupted
+        writer._cursor = None
+        assert statuses(store, entry(idempotency_key="kept")) == [CREATED]
+    with Sync(path) as again:
+        assert statuses(again, entry(idempotency_key="kept")) == [DUPLICATE]
+
+
+def test_an_interrupted_rollback_is_done_by_the_next_write(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "costs.db"
+    with Sync(path) as store:
+        store.append([entry()])
+        writer = store.store._writer
+        with (
+            patch.object(sums, "fold_added", interrupted),
+            patch.object(writer.database, "notice", interrupted),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            store.append([entry(model_id="new"), entry()])
+        assert writer._connection.in_transaction
+        assert statuses(store, entry(idempotency_key="kept")) == [CREATED]
+        assert statuses(store, entry(idempotency_key="new", model_id="new"), entry()) == [CREATED] * 2
+    with Sync(path) as again:
+        assert statuses(again, entry(idempotency_key="kept")) == [DUPLICATE]
+        assert requests(again) == 4
 
 
 def test_the_order_of_maps_and_repeated_tags_are_no_content(store: Sync) -> None:

@@ -147,6 +147,15 @@ def test_what_is_no_file_is_refused_as_that(tmp_path: Path) -> None:
         assert "leads to a folder, a pipe or a device" in error.message
 
 
+@pytest.mark.parametrize("path", ["loop.db", "file/costs.db", "none/costs.db", f"{'n' * 300}.db"])
+def test_a_path_that_leads_nowhere_is_refused_as_that(path: str, tmp_path: Path) -> None:
+    (tmp_path / "loop.db").symlink_to(tmp_path / "loop.db")
+    (tmp_path / "file").touch()
+    error = refusal(tmp_path / path)
+    assert error.code is StatusCode.FAILED_PRECONDITION
+    assert "is its folder there" in error.message
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "locked"

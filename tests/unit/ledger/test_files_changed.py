@@ -179,13 +179,16 @@ class Serving:
         self.process.communicate()
 
 
+@pytest.mark.parametrize("changed", [False, True], ids=["as it was", "changed before the first call"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_files_behind_a_link_are_watched_and_private(tmp_path: Path, kind: str) -> None:
+def test_the_files_behind_a_link_are_watched_and_private(tmp_path: Path, kind: str, changed: bool) -> None:
     """SQLite has -wal and -shm beside the file that a link leads to."""
     volume, link = tmp_path / "volume", tmp_path / "costs.db"
     volume.mkdir()
-    link.symlink_to(volume / "real.db")
+    link.symlink_to(tmp_path / "old.db" if changed else volume / "real.db")
     with opened(link, kind) as store:
+        link.unlink()
+        link.symlink_to(volume / "real.db")
         submit(store, "a", "b")
         store.count(Filter())
         found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in volume.iterdir()}
