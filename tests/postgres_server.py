@@ -175,8 +175,11 @@ class PostgresServer:
     def pause(self, *, resume: bool = False) -> None:
         """Stop every process of the server in its tracks, or have them go on."""
         assert self._process is not None
-        for pid in [self._process.pid, *self._children(self._process.pid)]:
-            os.kill(pid, signal.SIGCONT if resume else signal.SIGSTOP)
+        how = signal.SIGCONT if resume else signal.SIGSTOP
+        self._process.send_signal(how)  # first: it has no new children while it stands still
+        for child in self._children(self._process.pid):
+            with suppress(ProcessLookupError):  # one may end meanwhile, and the others are to go on
+                os.kill(child, how)
 
     @staticmethod
     def _children(pid: int) -> list[int]:
