@@ -28,6 +28,7 @@ from tests.ports import free_port
 from tests.postgres_server import INITDB, PostgresServer, system_user, why_there_is_none
 from tests.tunnels import self_signed
 from tests.unit.ledger.making import TAKEN, Sync, entry
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -281,6 +282,8 @@ def test_no_connection_that_is_free_is_waited_for(postgres: Any, postgres_url: s
         for whose in (f"DATABASE {name}", "ROLE few"):
             postgres.execute(f"ALTER {whose} CONNECTION LIMIT 1")
             url = postgres_url.replace("postgres@", "few@")
+            # A session ends some time after its connection.
+            until(lambda: not postgres.execute("SELECT 1 FROM pg_stat_activity WHERE usename = 'few'"))
             holder = psycopg.connect(url)
             with Sync(ledger=open_ledger(url), timeout=60.0) as ledger, ThreadPoolExecutor(1) as pool:
                 with pytest.raises(RpcError) as caught:
