@@ -32,14 +32,22 @@ class ThreadBatching(Batching):
     def forget(self) -> None:
         self._lock = threading.Lock()
         self._groups: Groups = {}
+        # By thread, where its turn to send alone is from.
+        self._turns: dict[int, Group] = {}
 
     async def _submit(
         self, key: Hashable, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
     ) -> Any:
+        thread = threading.get_ident()
         with self._lock:
+            # Ctrl-C may have come before a call of this thread gave its turn back; or this call is made
+            # within one that has a turn, and would wait for it.
+            self._give_back(thread)
             group = self._of(self._groups, key)
             entered = group.enter()
-            if not entered:
+            if entered:
+                self._turns[thread] = group
+            else:
                 rider = Rider(group, continuation, request, context, ThreadTurn())
                 group.add(rider, size_of(request))
         if not entered:
@@ -52,10 +60,12 @@ class ThreadBatching(Batching):
                 raise outcome
             if outcome is not rider:
                 return outcome
+            self._turns[thread] = group
         try:
             return await continuation(request, context)
         finally:
-            self._leave(group)
+            with self._lock:
+                self._give_back(thread)
 
     async def _outcome(self, rider: Rider) -> Any:
         """What becomes of a rider: itself when it has a turn to send alone with, a flight to send for all."""
@@ -119,6 +129,11 @@ class ThreadBatching(Batching):
             flight.land()
             waking.go_on()
         return mine
+
+    def _give_back(self, thread: int) -> None:
+        group = self._turns.pop(thread, None)
+        for riders in () if group is None else group.leave():
+            self._grant(riders)
 
     def _leave(self, group: Group, items: int = 1) -> None:
         with self._lock:
