@@ -28,7 +28,6 @@ _CHUNKS_PER_SECOND = 500
 _LAX_LINE = re.compile(rb"(?<!\r)\n|\r[^\n]|\n[ \t]")
 _LENGTHS = re.compile(rb"\ncontent-length:([^\r]*)", re.IGNORECASE)
 _LENGTH = b"\r\ncontent-length:"
-_ABSOLUTE = re.compile(rb"https?://[^/?#]*([^#]*)", re.IGNORECASE)
 _CODING = re.compile(rb"\ntransfer-encoding:", re.IGNORECASE)
 
 
@@ -85,13 +84,6 @@ class StrictConnection(h11.Connection):
                 raise h11.RemoteProtocolError("the version of HTTP is neither 1.0 nor 1.1")
             self._chunks = self._bytes = 0
             self._began = self._clock()
-            absolute = _ABSOLUTE.fullmatch(event.target)
-            if absolute is not None:
-                # RFC 9112, 3.2.2: a server has to take what is sent as if to a proxy.
-                target = b"/" + absolute[1].removeprefix(b"/")
-                event = h11.Request(
-                    method=event.method, target=target, headers=event.headers, http_version=event.http_version
-                )
         elif type(event) is h11.Data:
             self._bytes += len(event.data)
             if event.chunk_start:

@@ -147,22 +147,3 @@ async def test_a_head_does_not_wait_for_a_body_that_comes_later() -> None:
         assert await reader.readexactly(2) == b"ok"
     writer.close()
     await server.stop(MAX_WAIT)
-
-
-@pytest.mark.parametrize(
-    ("target", "taken"),
-    [
-        (b"/api/v1/costs?a=1", b"/api/v1/costs?a=1"),
-        (b"*", b"*"),
-        (b"http://x/api/v1/costs?a=http://y/", b"/api/v1/costs?a=http://y/"),
-        (b"HTTPS://u@x:8080/a//b", b"/a//b"),
-        (b"http://x", b"/"),
-        (b"http://x?a=1", b"/?a=1"),
-        (b"ftp://x/a", b"ftp://x/a"),
-    ],
-)
-def test_a_target_with_its_scheme_and_host_is_taken(target: bytes, taken: bytes) -> None:
-    connection = StrictConnection(32768)
-    connection.receive_data(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
-    request = connection.next_event()
-    assert (request.target, request.method, list(request.headers)) == (taken, b"GET", [(b"host", b"x")])
