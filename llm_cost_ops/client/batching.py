@@ -85,7 +85,7 @@ ALONE = object()
 """A rider's outcome beside an answer or an error: send it alone."""
 
 NEVER = float("inf")
-"""The moment of an alarm that is not set."""
+"""The moment of an alarm that is not set, and of a deadline that there is not."""
 
 # About the bytes of a record whose texts are empty, as JSON.
 _BARE_BYTES = 250
@@ -291,7 +291,7 @@ def _outcome(result: SubmitResult, meta: Any) -> Any:
 
 def deadline_of(rider: Rider) -> float:
     deadline = rider.context.deadline
-    return float("inf") if deadline is None else deadline
+    return NEVER if deadline is None else deadline
 
 
 def _copied(error: CostOpsError) -> CostOpsError:
