@@ -187,7 +187,7 @@ def quickstart(options: argparse.Namespace) -> int:
         print_total(output, by_model)
         for newest in client.usage.get_history(page_size=1).data:
             output.line(f"The last call: {_line_of(newest)}.")
-    question = f"{_command()} costs --db {quote(without_password(options.db))} --group-by project,day"
+    question = f"{_command()} costs --db {quote(without_password(options.db))} --by project,day"
     output.line("Ask more: ", (question, "bold"))
     return 1 if job.rejected else 0
 
