@@ -254,8 +254,8 @@ _MAKE = f"""
 _QUARTER, _DAY = sums.quarter_sql("ts"), sums.day_sql(sums.quarter_sql("ts"))
 _SUM = """
     INSERT INTO llm_cost_ops.rollup
-    SELECT org, {level}, {bucket}, series, {user}, count(*), sum(requests), sum(input), sum(output),
-        sum(cached), 0, sum(cost) FROM llm_cost_ops.usage GROUP BY 1, 2, 3, 4, 5
+    SELECT org, {level}, {bucket}, series, count(*), sum(requests), sum(input), sum(output), sum(cached), 0,
+        sum(cost) FROM llm_cost_ops.usage GROUP BY 1, 2, 3, 4
 """
 
 
@@ -269,12 +269,8 @@ def make_rows(url: str, base: int, size: int) -> None:
             connection.execute(_MAKE.encode(), {**values, "first": number * 10**10})
         with connection.transaction():
             connection.execute("TRUNCATE llm_cost_ops.rollup, llm_cost_ops.delta")
-            for level, bucket, user in (
-                (sums.QUARTERS, _QUARTER, "''"),
-                (sums.DAYS, _DAY, "''"),
-                (sums.USER_DAYS, _DAY, "coalesce(usr, '')"),
-            ):
-                connection.execute(_SUM.format(level=level, bucket=bucket, user=user).encode())
+            for level, bucket in ((sums.QUARTERS, _QUARTER), (sums.DAYS, _DAY)):
+                connection.execute(_SUM.format(level=level, bucket=bucket).encode())
         connection.execute("VACUUM ANALYZE")
 
 

@@ -1,7 +1,6 @@
 """Erasing a user from rows: looked for some rows at a time, and rewritten where they are found.
 
-The counts, costs and keys of a row stay. Sums by user move from the user to nobody with each change; what is
-left of them then are sums of nothing under the user's name, which the last step deletes.
+The counts, costs and keys of a row stay, and so do its sums.
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.listing import two_numbers
-from llm_cost_ops.ledger.postgres.revise import Counted, Name, lock_records, move_sums, names_of
-from llm_cost_ops.ledger.postgres.rows import prepare, units_sql
-from llm_cost_ops.ledger.postgres.sums import delete_empty, fold, newest
+from llm_cost_ops.ledger.postgres.revise import Name, lock_records, names_of
+from llm_cost_ops.ledger.postgres.rows import prepare
 
-__all__ = ["erase", "find_mentions", "forget_sums"]
+__all__ = ["erase", "find_mentions"]
 
 _EXAMINED = 10_000
 _MENTIONS = f"""
@@ -83,16 +81,13 @@ def erase(
 
 
 def _erase_records(session: Session, records: Sequence[Name], user_id: str) -> set[Name]:
-    cost = newest(session, list({org for org, _ in records}))
     rows = session.rows(
-        f"SELECT u.org, u.id::text, u.ts, u.record, {cost.series}, coalesce(u.usr, ''), u.requests, u.input, "
-        f"u.output, u.cached, {units_sql(cost.cost)} FROM {_WANTED} "
-        f"JOIN llm_cost_ops.usage u ON u.org = n.org AND u.id = n.id{cost.join}",
+        f"SELECT u.org, u.id::text, u.record FROM {_WANTED} "
+        "JOIN llm_cost_ops.usage u ON u.org = n.org AND u.id = n.id",
         **names_of(records),
     )
     changed: set[Name] = set()
-    moves: list[tuple[int, int, Counted, Counted]] = []
-    for org, made, ts, data, *counted in rows:
+    for org, made, data in rows:
         before = decode_usage(data)
         record = without_user(before, user_id)
         if record is before:
@@ -109,9 +104,6 @@ def _erase_records(session: Session, records: Sequence[Name], user_id: str) -> s
             record=row.record,
         )
         changed.add((org, made))
-        counts = Counted._make(counted)
-        moves.append((org, ts, counts, counts._replace(user=row.usr or "")))
-    move_sums(session, moves)
     return changed
 
 
@@ -135,12 +127,3 @@ def _erase_copies(session: Session, records: Sequence[Name], user_id: str) -> se
             reasons = f"revision SET reason = %(reason)s WHERE number = %(number)s AND {whose}"
             session.run(f"UPDATE llm_cost_ops.{reasons}", **place, reason=said)
     return changed
-
-
-def forget_sums(session: Session, user_id: str, names: Sequence[str]) -> None:
-    """Delete the sums of nothing that are left under a user's name."""
-    left = "SELECT 1 FROM llm_cost_ops.delta WHERE org = %s AND usr = %s LIMIT 1"
-    for org in organization_ids(session, names):
-        while session.rows(left, org, user_id):
-            fold(session, org, wait=True)
-        delete_empty(session, org, "usr = %(user)s", user=user_id)

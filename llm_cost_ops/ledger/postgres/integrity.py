@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from llm_cost_ops.ledger.encoding import usage_id
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids
-from llm_cost_ops.ledger.postgres.sums import DAYS, QUARTERS, USER_DAYS, day_sql, newest, quarter_sql
+from llm_cost_ops.ledger.postgres.sums import DAYS, QUARTERS, day_sql, newest, quarter_sql
 
 __all__ = ["find_faults"]
 
 _COUNTS = ("requests", "input", "output", "cached")
 _AMOUNTS = ("records", *_COUNTS, "unpriced", "cost")
 _SUMS = ", ".join(f"sum({name}) AS {name}" for name in _AMOUNTS)
-_KEYS = "level, bucket, series, usr"
+_KEYS = "level, bucket, series"
 
 
 def find_faults(session: Session) -> Iterator[str]:
@@ -30,15 +30,15 @@ def _wrong_sums(session: Session, org: int) -> Iterator[str]:
     cost = newest(session, [org])
     unpriced = f"CASE WHEN {cost.cost} IS NULL THEN u.requests ELSE 0 END"
     rows = (
-        f"SELECT {quarter_sql('u.ts')} AS bucket, {cost.series} AS series, coalesce(u.usr, '') AS usr, "
+        f"SELECT {quarter_sql('u.ts')} AS bucket, {cost.series} AS series, "
         f"1 AS records, {', '.join(f'u.{name}' for name in _COUNTS)}, {unpriced} AS unpriced, "
         f"coalesce({cost.cost}, 0) AS cost FROM llm_cost_ops.usage u{cost.join} WHERE u.org = %(org)s"
     )
     rows += (
-        f" AND u.series > 0 UNION ALL SELECT bucket, series, '', {', '.join(_AMOUNTS)} "
+        f" AND u.series > 0 UNION ALL SELECT bucket, series, {', '.join(_AMOUNTS)} "
         "FROM llm_cost_ops.removed_sum WHERE org = %(org)s"
     )
-    delta = f"SELECT bucket, series, usr, {', '.join(_AMOUNTS)} FROM llm_cost_ops.delta WHERE org = %(org)s"
+    delta = f"SELECT bucket, series, {', '.join(_AMOUNTS)} FROM llm_cost_ops.delta WHERE org = %(org)s"
     kept = f"SELECT {_KEYS}, {', '.join(_AMOUNTS)} FROM llm_cost_ops.rollup WHERE org = %(org)s"
     kept = f"{kept} UNION ALL {_levels(delta)}"
     wanted, found = (_grouped(part) for part in (_levels(rows), kept))
@@ -49,17 +49,11 @@ def _wrong_sums(session: Session, org: int) -> Iterator[str]:
 
 
 def _levels(quarters: str) -> str:
-    """SQL for the three levels of sums that rows with quarters of an hour add to."""
+    """SQL for the levels of sums that rows with quarters of an hour add to."""
     amounts = ", ".join(_AMOUNTS)
-    day = day_sql("bucket")
     return " UNION ALL ".join(
-        f"SELECT {level} AS level, {bucket} AS bucket, series, {user} AS usr, {amounts} "
-        f"FROM ({quarters}) q{level}"
-        for level, bucket, user in (
-            (QUARTERS, "bucket", "''"),
-            (DAYS, day, "''"),
-            (USER_DAYS, day, "usr"),
-        )
+        f"SELECT {level} AS level, {bucket} AS bucket, series, {amounts} FROM ({quarters}) q{level}"
+        for level, bucket in ((QUARTERS, "bucket"), (DAYS, day_sql("bucket")))
     )
 
 

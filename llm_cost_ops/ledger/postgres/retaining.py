@@ -1,8 +1,8 @@
 """Removing rows that are past an organization's retention, some at a time.
 
 What is left of a row keeps its id, so that the primary key still refuses a key that was used, and nothing
-else: its series is 0, its time before every other. The sums stay, those by user as nobody's, and what rows
-were part of them is added to removed_sum, so that sums can still be checked against rows.
+else: its series is 0, its time before every other. The sums stay, and what rows were part of them is added to
+removed_sum, so that sums can still be checked against rows.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from llm_cost_ops.ledger.encoding import from_micros, to_micros
 from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids
-from llm_cost_ops.ledger.postgres.revise import Counted, lock_records, move_sums, names_of
-from llm_cost_ops.ledger.postgres.rows import units_sql
-from llm_cost_ops.ledger.postgres.sums import delete_empty, fold, newest, quarter_sql
+from llm_cost_ops.ledger.postgres.revise import lock_records, names_of
+from llm_cost_ops.ledger.postgres.sums import newest, quarter_sql
 from llm_cost_ops.ledger.retention import REMOVED_AT
 from llm_cost_ops.ledger.types import Retention
-from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY
 
 __all__ = ["count_older", "remove", "retentions", "set_retention"]
 
@@ -68,8 +66,7 @@ def remove(
 ) -> int:
     """Remove at most so many of an organization's records from before a moment; how many it were.
 
-    The first says from when on older ones are missing, and tells of it. Where nothing is left, sums of
-    nothing under the names of users are deleted.
+    The first says from when on older ones are missing, and tells of it.
     """
     moment = to_micros(before)
     for org in organization_ids(session, [organization]):
@@ -80,8 +77,6 @@ def remove(
                 number = _remove(session, org, moment, limit)
                 if number and _begins(session, organization, moment):
                     add_events(session, [audit.retention_applied(organization, before, at, actor)])
-        if not number:
-            _forget_sums(session, org, moment)
         return number
     return 0
 
@@ -106,14 +101,6 @@ def _remove(session: Session, org: int, moment: int, limit: int) -> int | None:
         return None if older else 0
     names = names_of(found)
     cost = newest(session, [org])
-    rows = session.rows(
-        f"SELECT u.ts, {cost.series}, coalesce(u.usr, ''), u.requests, u.input, u.output, u.cached, "
-        f"{units_sql(cost.cost)} FROM {_WANTED} "
-        f"JOIN llm_cost_ops.usage u ON u.org = n.org AND u.id = n.id{cost.join}",
-        **names,
-    )
-    counted = [(ts, Counted._make(counts)) for ts, *counts in rows]
-    move_sums(session, [(org, ts, each, each._replace(user="")) for ts, each in counted if each.user])
     unpriced = f"sum(CASE WHEN {cost.cost} IS NULL THEN u.requests ELSE 0 END)"
     session.run(
         f"INSERT INTO llm_cost_ops.removed_sum AS r SELECT u.org, {quarter_sql('u.ts')}, {cost.series}, "
@@ -137,11 +124,3 @@ def _remove(session: Session, org: int, moment: int, limit: int) -> int | None:
         **names,
     )
     return len(found)
-
-
-def _forget_sums(session: Session, org: int, moment: int) -> None:
-    day = moment // (QUARTER * QUARTERS_A_DAY)
-    named = "SELECT 1 FROM llm_cost_ops.delta WHERE org = %s AND bucket < %s AND usr <> '' LIMIT 1"
-    while session.rows(named, org, day * QUARTERS_A_DAY):
-        fold(session, org, wait=True)
-    delete_empty(session, org, "bucket < %(day)s AND usr <> ''", day=day)

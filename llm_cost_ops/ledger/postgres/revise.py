@@ -51,7 +51,6 @@ _DELTA = {
     "org": "int",
     "bucket": "int",
     "series": "bigint",
-    "usr": "text",
     "records": "bigint",
     "requests": "bigint",
     "input": "bigint",
@@ -88,10 +87,9 @@ _REPLACE = (
 
 
 class Counted(NamedTuple):
-    """What a record counts as in the sums: its series, user, counts, and its cost in 10^-12 or None."""
+    """What a record counts as in the sums: its series, counts, and its cost in 10^-12 or None."""
 
     series: int
-    user: str
     requests: int
     input: int
     output: int
@@ -102,8 +100,8 @@ class Counted(NamedTuple):
 class NewRevision(NamedTuple):
     """A revision of the record `name`, whose time is `ts`; times are in microseconds since 1970.
 
-    `content` has tags, labels and the record as JSON where the record changes, which then counts as `after`
-    says.
+    `content` has the user, tags, labels and the record as JSON where the record changes, which then counts as
+    `after` says.
     """
 
     name: Name
@@ -143,7 +141,7 @@ def revise(session: Session, revision: Revision) -> bool:
         return False
     cost = newest(session, orgs)
     rows = session.rows(
-        f"SELECT {cost.number}, u.ts, u.record, {cost.series}, coalesce(u.usr, ''), u.requests, u.input, "
+        f"SELECT {cost.number}, u.ts, u.record, {cost.series}, u.requests, u.input, "
         f"u.output, u.cached, {units_sql(cost.cost)} FROM llm_cost_ops.usage u{cost.join} "
         "WHERE u.org = %(org)s AND u.id = %(id)s::uuid",
         org=name[0],
@@ -182,8 +180,8 @@ def after_revision(
         return before._replace(series=series, units=revision.units), pricing, None
     row = prepare(Entry(record, "", revision.made_at, revision.units, by))
     [(_, series, pricing)] = intern(session, [(row.series, by)])
-    after = Counted(series, row.usr or "", row.requests, row.input, row.output, row.cached, revision.units)
-    return after, pricing, {"tags": row.tags, "labels": row.labels, "record": row.record}
+    after = Counted(series, row.requests, row.input, row.output, row.cached, revision.units)
+    return after, pricing, {"usr": row.usr, "tags": row.tags, "labels": row.labels, "record": row.record}
 
 
 def add_revisions(session: Session, revisions: Sequence[NewRevision]) -> None:
@@ -201,12 +199,12 @@ def move_sums(session: Session, moves: Sequence[tuple[int, int, Counted, Counted
     """Have the sums follow records of organizations, by their times, from what they counted as before to what
     they count as after.
     """
-    sums: dict[tuple[int, int, int, str], list[int]] = {}
+    sums: dict[tuple[int, int, int], list[int]] = {}
     for org, ts, before, after in moves:
         for counted, sign in ((before, -1), (after, 1)):
-            series, user, *counts, units = counted
+            series, *counts, units = counted
             amounts = [1, *counts, counts[0] if units is None else 0, units or 0]
-            totals = sums.setdefault((org, ts // QUARTER, series, user), [0] * 7)
+            totals = sums.setdefault((org, ts // QUARTER, series), [0] * 7)
             for at, amount in enumerate(amounts):
                 totals[at] += sign * amount
     changed = sorted((place, amounts) for place, amounts in sums.items() if any(amounts))
@@ -227,7 +225,6 @@ def _replace(session: Session, new: NewRevision, content: dict[str, str | None])
         input=after.input,
         output=after.output,
         cached=after.cached,
-        usr=after.user or None,
         **content,
     )
 

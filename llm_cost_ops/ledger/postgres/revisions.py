@@ -153,7 +153,7 @@ def _find(session: Session, records: Sequence[Name], price: Price) -> list[_Foun
     cost = newest(session, list({org for org, _ in records}))
     rows = session.rows(
         f"SELECT u.ts, u.record, {units_sql(cost.cost)}, s.currency, s.status, u.org, u.id::text, "
-        f"{cost.number}, s.id, coalesce(u.usr, ''), u.requests, u.input, u.output, u.cached FROM {_WANTED} "
+        f"{cost.number}, s.id, u.requests, u.input, u.output, u.cached FROM {_WANTED} "
         f"JOIN llm_cost_ops.usage u ON u.org = n.org AND u.id = n.id{cost.join} "
         f"{cost.join_series} ORDER BY n.place",
         **names_of(records),

@@ -110,14 +110,12 @@ CREATE TABLE llm_cost_ops.revision (
 );
 CREATE INDEX revision_commit ON llm_cost_ops.revision (xid, seq);
 
--- Sums. level 0: bucket is a quarter of an hour since 1970; 1: a day of UTC; 2: a day of UTC and a user. usr
--- is '' on the other levels.
+-- Sums. level 0: bucket is a quarter of an hour since 1970; 1: a day of UTC.
 CREATE TABLE llm_cost_ops.rollup (
     org int NOT NULL,
     level smallint NOT NULL,
     bucket int NOT NULL,
     series bigint NOT NULL,
-    usr text NOT NULL,
     records bigint NOT NULL,
     requests numeric(38, 0) NOT NULL,
     input numeric(38, 0) NOT NULL,
@@ -125,7 +123,7 @@ CREATE TABLE llm_cost_ops.rollup (
     cached numeric(38, 0) NOT NULL,
     unpriced numeric(38, 0) NOT NULL,
     cost numeric(38, 12) NOT NULL,
-    PRIMARY KEY (org, level, bucket, series, usr)
+    PRIMARY KEY (org, level, bucket, series)
 ) WITH (fillfactor = 70);
 
 -- What is not in rollup yet: written in the transaction of the rows, and folded into rollup later. Writers
@@ -134,7 +132,6 @@ CREATE TABLE llm_cost_ops.delta (
     org int NOT NULL,
     bucket int NOT NULL,
     series bigint NOT NULL,
-    usr text NOT NULL,
     records bigint NOT NULL,
     requests numeric(38, 0) NOT NULL,
     input numeric(38, 0) NOT NULL,

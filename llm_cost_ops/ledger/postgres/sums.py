@@ -27,13 +27,11 @@ __all__ = [
     "PIECES_OF_ROWS",
     "QUARTERS",
     "SERIES_COLUMNS",
-    "USER_DAYS",
     "Keys",
     "Newest",
     "check_removed",
     "count",
     "day_sql",
-    "delete_empty",
     "figures",
     "fold",
     "newest",
@@ -44,7 +42,7 @@ __all__ = [
     "summarize",
 ]
 
-QUARTERS, DAYS, USER_DAYS = 0, 1, 2
+QUARTERS, DAYS = 0, 1
 """The levels of the table rollup."""
 
 _COUNTS = ("records", "requests", "input", "output", "cached", "unpriced")
@@ -106,14 +104,13 @@ _FOLD = f"""
         DELETE FROM llm_cost_ops.delta WHERE org = %(org)s AND ctid = ANY(ARRAY(
             SELECT d.ctid FROM llm_cost_ops.delta d WHERE d.org = %(org)s LIMIT {_MAX_FOLDED}
         )) RETURNING *
-    ), added (level, bucket, series, usr, {", ".join(_AMOUNTS)}) AS (
-        SELECT {QUARTERS}, bucket, series, '', {_TOTALS} FROM gone GROUP BY bucket, series
-        UNION ALL SELECT {DAYS}, {_DAY}, series, '', {_TOTALS} FROM gone GROUP BY {_DAY}, series
-        UNION ALL SELECT {USER_DAYS}, {_DAY}, series, usr, {_TOTALS} FROM gone GROUP BY {_DAY}, series, usr
+    ), added (level, bucket, series, {", ".join(_AMOUNTS)}) AS (
+        SELECT {QUARTERS}, bucket, series, {_TOTALS} FROM gone GROUP BY bucket, series
+        UNION ALL SELECT {DAYS}, {_DAY}, series, {_TOTALS} FROM gone GROUP BY {_DAY}, series
     )
-    INSERT INTO llm_cost_ops.rollup AS r (org, level, bucket, series, usr, {", ".join(_AMOUNTS)})
-    SELECT %(org)s, added.* FROM added ORDER BY level, bucket, series, usr
-    ON CONFLICT (org, level, bucket, series, usr) DO UPDATE SET
+    INSERT INTO llm_cost_ops.rollup AS r (org, level, bucket, series, {", ".join(_AMOUNTS)})
+    SELECT %(org)s, added.* FROM added ORDER BY level, bucket, series
+    ON CONFLICT (org, level, bucket, series) DO UPDATE SET
     {", ".join(f"{name} = r.{name} + excluded.{name}" for name in _AMOUNTS)}
 """
 
@@ -129,18 +126,6 @@ def fold(session: Session, org: int, *, wait: bool = False) -> None:
         [(mine,)] = session.rows(f"SELECT {lock}", schema.LOCK_FOLD, org)
         if mine:
             session.run(_FOLD, org=org)
-
-
-def delete_empty(session: Session, org: int, which: str, **named: object) -> None:
-    """Delete those sums of nothing by user that the SQL says, while nobody folds."""
-    with session.transaction():
-        session.run("SELECT pg_advisory_xact_lock(%s, %s)", schema.LOCK_FOLD, org)
-        session.run(
-            f"DELETE FROM llm_cost_ops.rollup WHERE org = %(org)s AND level = {USER_DAYS} AND {which} "
-            "AND records = 0",
-            org=org,
-            **named,
-        )
 
 
 def figures(session: Session) -> tuple[int, int]:
@@ -275,7 +260,7 @@ def _totals(
 ) -> Totals:
     query = _SumQuery(session, where, group_by)
     pieces = list(pieces_of(where, buckets))
-    check_removed(session, where, pieces, needs_rows=query.needs_rows or query.by_user)
+    check_removed(session, where, pieces, needs_rows=query.needs_rows)
     if not query.orgs or not pieces:
         return query.totals
     if query.needs_rows:
@@ -292,19 +277,11 @@ def _totals(
     # How many rows an interval has is not known when the query is planned: one by one in the order of
     # the index they take twice the time. Records are read in that order.
     session.run("SET LOCAL enable_indexscan = off")
-    if query.by_user:
-        rows += ((bucket, *_micros(low, high)) for bucket, low, high in quarters)
-        query.add_rollups(USER_DAYS, days)
-    else:
-        query.add_rollups(QUARTERS, quarters)
-        query.add_rollups(DAYS, days)
+    query.add_rollups(QUARTERS, quarters)
+    query.add_rollups(DAYS, days)
     session.run("SET LOCAL enable_indexscan = on; SET LOCAL enable_seqscan = off")
     query.add_rows(rows, few=True)
     return query.totals
-
-
-def _micros(low: int | None, high: int | None) -> tuple[int | None, int | None]:
-    return None if low is None else low * QUARTER, None if high is None else high * QUARTER
 
 
 PIECES = "unnest(%(buckets)s::int[], %(lows)s::bigint[], %(highs)s::bigint[]) AS g (bucket, low, high)"
@@ -342,8 +319,9 @@ class _SumQuery:
         self._session = session
         self._where = where
         self.totals: Totals = {}
-        self.by_user = bool("user" in group_by or where.user_ids)
-        self.needs_rows = bool(set(group_by) - {*SERIES_COLUMNS, "user"} or where.tags or where.labels)
+        self.needs_rows = bool(
+            where.user_ids or where.tags or where.labels or set(group_by) - SERIES_COLUMNS.keys()
+        )
         self._joins = ""
         self._parameters: dict[str, object] = {}
         # Of rows, what series do not hold; and each key, of a series or of the rows.
@@ -375,18 +353,17 @@ class _SumQuery:
         if not pieces:
             return
         width = 1 if level == QUARTERS else QUARTERS_A_DAY
-        of_user = "AND usr = ANY(%(users)s)" if self._where.user_ids else ""
         amounts = ", ".join(_AMOUNTS)
         source = f"""
             {PIECES} CROSS JOIN LATERAL (
-                SELECT org, series, usr, {amounts} FROM llm_cost_ops.rollup WHERE org = ANY(%(orgs)s)
-                AND level = %(level)s AND bucket >= g.low AND bucket < g.high {of_user}
+                SELECT org, series, {amounts} FROM llm_cost_ops.rollup WHERE org = ANY(%(orgs)s)
+                AND level = %(level)s AND bucket >= g.low AND bucket < g.high
                 UNION ALL
-                SELECT org, series, usr, {amounts} FROM llm_cost_ops.delta WHERE org = ANY(%(orgs)s)
-                AND bucket >= g.low * {width} AND bucket < g.high * {width} {of_user}
+                SELECT org, series, {amounts} FROM llm_cost_ops.delta WHERE org = ANY(%(orgs)s)
+                AND bucket >= g.low * {width} AND bucket < g.high * {width}
             ) u
         """
-        parameters = pieces_sql(pieces, _OPEN) | {"level": level, "users": list(self._where.user_ids)}
+        parameters = pieces_sql(pieces, _OPEN) | {"level": level}
         self._sum(source, "u.series", [f"u.{name}" for name in _AMOUNTS], parameters)
 
     def add_rows(self, pieces: list[Piece], *, few: bool = False) -> None:

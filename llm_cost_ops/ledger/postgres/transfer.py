@@ -97,14 +97,13 @@ _INSERT = f"""
         INSERT INTO llm_cost_ops.usage (org, {_COLUMNS.removeprefix("org, ")})
         SELECT n.* FROM unnest({_ARRAYS}) AS n ({_COLUMNS}) ORDER BY n.org, n.id
         ON CONFLICT (org, id) DO NOTHING
-        RETURNING org, id, series, ts, requests, input, output, cached, cost, usr
+        RETURNING org, id, series, ts, requests, input, output, cached, cost
     ), added AS (
-        INSERT INTO llm_cost_ops.delta (org, bucket, series, usr, records, requests, input, output, cached,
+        INSERT INTO llm_cost_ops.delta (org, bucket, series, records, requests, input, output, cached,
             unpriced, cost)
-        SELECT org, {quarter_sql("ts")}, series, coalesce(usr, ''), count(*), sum(requests), sum(input),
-            sum(output), sum(cached), coalesce(sum(requests) FILTER (WHERE cost IS NULL), 0),
-            coalesce(sum(cost), 0)
-        FROM new GROUP BY 1, 2, 3, 4
+        SELECT org, {quarter_sql("ts")}, series, count(*), sum(requests), sum(input), sum(output),
+            sum(cached), coalesce(sum(requests) FILTER (WHERE cost IS NULL), 0), coalesce(sum(cost), 0)
+        FROM new GROUP BY 1, 2, 3
     )
     SELECT org, id::text FROM new
 """
@@ -330,7 +329,7 @@ class PostgresTransfer:
 def _counted(placed: _Placed) -> Counted:
     row = placed.row
     counts = (row.requests, row.input, row.output, row.cached)
-    return Counted(placed.ids[1], row.usr or "", *counts, placed.moved.entry.units)
+    return Counted(placed.ids[1], *counts, placed.moved.entry.units)
 
 
 def _content_before(placed: _Placed, number: int) -> str:

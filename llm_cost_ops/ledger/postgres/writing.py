@@ -56,7 +56,7 @@ _COLUMNS = ", ".join(_TYPES)
 _ARRAYS = ", ".join(f"%({name})s::{kind}[]" for name, kind in _TYPES.items())
 _QUARTER = quarter_sql("ts")
 _ADDED = (
-    "coalesce(usr, ''), count(*), sum(requests), sum(input), sum(output), sum(cached), "
+    "count(*), sum(requests), sum(input), sum(output), sum(cached), "
     "coalesce(sum(requests) FILTER (WHERE cost IS NULL), 0), coalesce(sum(cost), 0)"
 )
 _REVISION = "SELECT coalesce(max(seq), 0) AS revision FROM llm_cost_ops.card"
@@ -71,10 +71,10 @@ _INSERT = f"""
         INSERT INTO llm_cost_ops.usage (org, {_COLUMNS})
         SELECT %(org)s, {_COLUMNS} FROM sent ORDER BY id
         ON CONFLICT (org, id) DO NOTHING
-        RETURNING id, series, ts, requests, input, output, cached, cost, usr
+        RETURNING id, series, ts, requests, input, output, cached, cost
     ), added AS (
         INSERT INTO llm_cost_ops.delta
-        SELECT %(org)s, {_QUARTER}, series, {_ADDED} FROM new GROUP BY {_QUARTER}, series, usr
+        SELECT %(org)s, {_QUARTER}, series, {_ADDED} FROM new GROUP BY {_QUARTER}, series
     )
     SELECT (SELECT revision FROM at), array(SELECT id::text FROM new)
 """
@@ -89,12 +89,12 @@ _COPY = f"COPY llm_cost_ops.usage (org, {_COLUMNS}) FROM STDIN"
 # The rows of this transaction, which usage_commit finds. The planner takes them for one, and would sort them.
 _ADD_DELTAS = f"""
     SET LOCAL enable_sort = off;
-    INSERT INTO llm_cost_ops.delta (org, bucket, series, usr, records, requests, input, output, cached,
+    INSERT INTO llm_cost_ops.delta (org, bucket, series, records, requests, input, output, cached,
         unpriced, cost)
     SELECT u.org, {_QUARTER}, series, {_ADDED} FROM llm_cost_ops.usage u
     WHERE u.org = ANY('{{orgs}}'::int[]) AND u.xid = pg_current_xact_id()
         AND u.seq >= {{first}} AND u.seq <= {{last}}
-    GROUP BY u.org, {_QUARTER}, series, usr
+    GROUP BY u.org, {_QUARTER}, series
 """
 
 Found = dict[int, list[int]]

@@ -13,15 +13,12 @@ import pytest
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.encoding import usage_id
-from llm_cost_ops.ledger.postgres import schema
-from llm_cost_ops.ledger.postgres.sums import fold
 from llm_cost_ops.ledger.retention import REMOVED_AT
 from llm_cost_ops.ledger.transfer import open_transfer
 from llm_cost_ops.pricing.types import Priced, Pricing
-from llm_cost_ops.rpc.context import drive
 from tests.ledger_suite import priced
 from tests.life_suite import erase, remove
-from tests.unit.ledger.making import Sync, context, entry
+from tests.unit.ledger.making import Sync, entry
 from tests.waiting import MAX_WAIT, until
 
 EVERYTHING = datetime(2100, 1, 1, tzinfo=UTC)
@@ -199,45 +196,6 @@ def test_sums_of_what_is_removed_are_locked_by_their_quarters(
         other.execute(lock_sum, [bucket])
     other.rollback()
     assert call.result(MAX_WAIT) == 9
-    assert ledger.find_faults() == []
-
-
-def fold_all(ledger: Sync) -> None:
-    drive(ledger.store._workers.run(lambda session: fold(session, 1, wait=True), context()))
-
-
-def end_removal(ledger: Sync) -> None:
-    assert not ledger.remove_older("acme", EVERYTHING, dry_run=False)
-
-
-def end_erasure(ledger: Sync) -> None:
-    _, position = ledger.committed(None, 9)
-    assert ledger.erase_user("ann", (), "erasure-1", position).position is None
-
-
-@pytest.mark.parametrize(("change", "end"), [(remove, end_removal), (erase, end_erasure)])
-def test_no_sums_are_deleted_while_they_are_folded(
-    ledger: Sync,
-    other: psycopg.Connection[Any],
-    pool: ThreadPoolExecutor,
-    change: Callable[..., Any],
-    end: Callable[[Sync], None],
-) -> None:
-    ids = append(ledger, 3)
-    fold_all(ledger)
-    with pytest.MonkeyPatch.context() as patch:
-        # What is left to do is to delete the sums.
-        for module in ("erasing", "retaining"):
-            patch.setattr(f"llm_cost_ops.ledger.postgres.{module}.delete_empty", lambda *_, **__: None)
-        assert change(ledger, EVERYTHING if change is remove else "ann") == len(ids)
-    by_user = "SELECT 1 FROM llm_cost_ops.rollup WHERE usr = 'ann'"
-    other.execute("SELECT pg_advisory_xact_lock(%s, 1)", [schema.LOCK_FOLD])
-    call = pool.submit(end, ledger)
-    until_blocked(other, call)
-    assert other.execute(f"{by_user} FOR UPDATE").fetchall()
-    other.rollback()
-    call.result(MAX_WAIT)
-    assert not other.execute(by_user).fetchall()
     assert ledger.find_faults() == []
 
 
