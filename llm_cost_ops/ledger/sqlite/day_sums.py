@@ -1,97 +1,53 @@
-"""Kept sums of whole days, by what grows with events: users, tags, labels, meters, and what goes with them.
+"""Kept sums of whole days in the tables day_* of a file; what is kept, and when, is in ledger/day_spans.py.
 
-They are calculated when they are first asked for, and kept in the tables day_*. Recording writes nothing for
-them, and they may be deleted at any time. A span (some days of UTC, one after the other, of one organization)
-holds its rows up to a number, with the revisions up to a number: later rows are added when it is read, and a
-span of whose rows one has a later revision counts for nothing until it is calculated anew. So every answer is
-exact, whether or not a span is kept.
-
-Each day is a span. Where days have nearly as many groups as rows, or many days many groups, the days that a
-query asks for are a span too; the sums of other days are then those of a span and of the days that differ.
+A span holds its rows up to a number, with the revisions up to a number: a span of whose rows one has a later
+revision counts for nothing until it is calculated anew.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
 
-from llm_cost_ops._gen.messages import CostStatus
+from llm_cost_ops.ledger import day_spans
+from llm_cost_ops.ledger.day_spans import (
+    DAY,
+    MAX_DIMENSIONS,
+    MAX_PIECES,
+    Days,
+    Fold,
+    Keys,
+    Reading,
+    Rest,
+    TooManyGroupsError,
+    Totals,
+    allowed_values,
+    days_to_fold,
+    dimensions_of,
+    long_to_fold,
+    runs_of,
+)
 from llm_cost_ops.ledger.pieces import Piece
-from llm_cost_ops.ledger.sqlite.day_spans import DAY, OPEN, Days, Kept, Run, Span, records_of, runs_of
-from llm_cost_ops.ledger.sqlite.sums import PICOS, TOTALS, Keys, Totals, add_amounts
+from llm_cost_ops.ledger.sqlite.day_spans import Kept, records_of
+from llm_cost_ops.ledger.sqlite.sums import PICOS, TOTALS, add_amounts
 from llm_cost_ops.ledger.types import Filter
 
 __all__ = [
-    "MIN_ROWS",
-    "Fold",
     "Folded",
-    "Rest",
-    "SumsToKeep",
-    "TooManyGroupsError",
     "add_kept",
-    "dimensions_of",
+    "check_storable",
     "forget",
     "forget_before",
-    "settle",
     "state_now",
     "store",
     "times_forgotten",
     "to_fold",
 ]
 
-MIN_ROWS = 1000
-"""So many rows that no kept sums hold are worth keeping the sums of."""
-
-MIN_ROWS_OF_LONG = 20_000
-"""So many rows and kept sums of days are worth keeping the sums of as a span of several days."""
-
-MAX_LONG = 4
-"""So many spans of several days are kept for some dimensions of an organization: the last that were made."""
-
-MAX_DIMENSIONS = 32
-"""For so many combinations of dimensions an organization's days are kept; others are read from rows."""
-
-MIN_ROWS_A_GROUP = 4
-"""Days with fewer rows a group are read from rows: sums of groups that do not come again save nothing."""
-
-MIN_TRIED = 3
-"""After so many days that were not worth keeping, and more than those that were, no others are tried."""
-
-MIN_ROWS_A_GROUP_OF_LONG = 8
-"""Spans of several days with fewer rows, or sums of days, a group are not kept: they would fill the file."""
-
-MAX_GROUPS_OF_LONG = 250_000
-"""Nor those with more groups."""
-
-_MAX_PIECES = 100_000
-_FILTERED = {
-    "provider": "providers",
-    "model": "model_ids",
-    "project": "project_ids",
-    "user": "user_ids",
-    "service_tier": "service_tiers",
-    "processing": "processings",
-    "region": "regions",
-    "operation": "operations",
-    "status": "statuses",
-}
-
-
-class Fold(NamedTuple):
-    """Days [first, last) of an organization that are to be kept; with them, `rows` need not be read.
-
-    `instead_of` are spans that nothing can be read from any more.
-    """
-
-    org: int
-    organization: str
-    first: int
-    last: int
-    rows: int
-    instead_of: list[int]
+_MAX_AMOUNT = 2**62
 
 
 class Folded(NamedTuple):
@@ -108,44 +64,6 @@ class Folded(NamedTuple):
     forgotten: int
 
 
-class Rest(NamedTuple):
-    """What must be read from rows: pieces of all organizations, or of one each, behind a row.
-
-    What is to be taken away has the bucket ~bucket.
-    """
-
-    anywhere: list[Piece]
-    of_organizations: list[tuple[int, int, int, int, int]]
-
-
-def dimensions_of(where: Filter, group_by: Keys) -> Keys | None:
-    """By what sums must be kept to answer a query, in order; None where kept sums can't."""
-    names = {name for name in group_by if name != "organization"}
-    names |= {name for name, field in _FILTERED.items() if getattr(where, field)}
-    if CostStatus.VOIDED in where.statuses:
-        # What is kept is in force.
-        return None
-    if where.tags:
-        # A record counts once, however many of the tags it has; and it stands in the groups of all its tags.
-        if len(where.tags) > 1 or "tag" in group_by:
-            return None
-        names.add("tag")
-    for key, value in where.labels.items():
-        # "" is the group of records without the label too, which a filter does not let through.
-        if not value or not key:
-            return None
-        names.add(f"label:{key}")
-    return tuple(sorted(names))
-
-
-def _allowed(where: Filter, dimensions: Keys) -> list[tuple[int, Sequence[str]]]:
-    """By the place of a dimension that the filter is about, the values that it lets through."""
-    allowed: dict[str, Sequence[str]] = {name: getattr(where, field) for name, field in _FILTERED.items()}
-    allowed["tag"] = where.tags
-    allowed |= {f"label:{key}": (value,) for key, value in where.labels.items()}
-    return [(at, allowed[name]) for at, name in enumerate(dimensions) if allowed.get(name)]
-
-
 def add_kept(
     connection: sqlite3.Connection, where: Filter, group_by: Keys, pieces: list[Piece], totals: Totals
 ) -> Rest:
@@ -159,73 +77,16 @@ def add_kept(
         return Rest(pieces, [])
     kept = Kept(connection, where, dimensions, [run for run in runs if run.first < run.last])
     organizations = kept.organizations
-    if len(pieces) * len(organizations) > _MAX_PIECES:
+    if len(pieces) * len(organizations) > MAX_PIECES:
         return Rest(pieces, [])
     if not any(days.kept or days.long for days in organizations.values()):
         return Rest(pieces, [])
-    reading = _Reading()
+    reading = Reading()
     for days in organizations.values():
         for run in runs:
             reading.plan(days, run)
     _add_spans(connection, organizations.values(), where, dimensions, group_by, reading.spans, totals)
     return Rest([], reading.rows)
-
-
-class _Reading:
-    """What a query reads: spans in a bucket each, and pieces of rows as in Rest."""
-
-    def __init__(self) -> None:
-        self.spans: list[tuple[int, int]] = []
-        self.rows: list[tuple[int, int, int, int, int]] = []
-
-    def plan(self, days: Days, run: Run) -> None:
-        """Read an organization's part of a piece of time."""
-        bucket, low, high, first, last = run
-        if first == last:
-            self._add_rows(bucket, -OPEN if low is None else low, OPEN if high is None else high, days.org)
-            return
-        # Where an end is open, there are no records but those of whole days.
-        if low is not None and low < first * DAY:
-            self._add_rows(bucket, low, first * DAY, days.org)
-        added = days.within(first, last)
-        long, _ = days.best(added)
-        if long is not None:
-            held = days.within(long.first, long.last)
-            self._add_span(bucket, long, held, days)
-            self._add_days(~bucket, sorted({*held}.difference(added)), days)
-            added = sorted({*added}.difference(held))
-        self._add_days(bucket, added, days)
-        if high is not None and high > last * DAY:
-            self._add_rows(bucket, last * DAY, high, days.org)
-
-    def _add_days(self, bucket: int, wanted: list[int], days: Days) -> None:
-        for day in wanted:
-            span = days.kept.get(day)
-            if span is None:
-                self._add_rows(bucket, day * DAY, (day + 1) * DAY, days.org)
-            else:
-                self._add_span(bucket, span, [day], days)
-
-    def _add_span(self, bucket: int, span: Span, held: list[int], days: Days) -> None:
-        self.spans.append((bucket, span.id))
-        for day in held:
-            if days.records[day] != span.counts.get(day, 0):
-                self._add_rows(bucket, day * DAY, (day + 1) * DAY, days.org, span.seq)
-
-    def _add_rows(self, bucket: int, low: int, high: int, org: int, after: int = 0) -> None:
-        if self.rows:
-            start = self.rows[-1][1]
-            if self.rows[-1] == (bucket, start, low, org, after):
-                self.rows[-1] = (bucket, start, high, org, after)
-                return
-        self.rows.append((bucket, low, high, org, after))
-
-
-def settle(totals: Totals) -> None:
-    """Take away what is in the totals of ~bucket."""
-    for keys, bucket, currency in [place for place in totals if place[1] < 0]:
-        amounts = totals.pop((keys, bucket, currency))
-        add_amounts(totals, (keys, ~bucket, currency), [-amount for amount in amounts])
 
 
 def to_fold(
@@ -249,47 +110,10 @@ def to_fold(
     full = {org for (org,) in rows}
     for days in kept.organizations.values():
         if days.grouping is not None or days.org not in full:
-            single += _days_to_fold(days, runs, kept.revision)
-            if not where.user_ids and len(runs) <= MAX_LONG:
-                long += _long_to_fold(days, runs, kept.revision)
+            single += days_to_fold(days, runs)
+            if not where.user_ids:
+                long += long_to_fold(days, runs)
     return single, long
-
-
-def _days_to_fold(days: Days, runs: list[Run], revision: int) -> Iterator[Fold]:
-    wanted: set[int] = set()
-    for run in runs:
-        within = days.within(run.first, run.last)
-        span, _ = days.best(within)
-        wanted |= {*within}.symmetric_difference(() if span is None else days.within(span.first, span.last))
-    tried_days = sum(last - first == 1 for first, last in days.tried)
-    in_vain = tried_days >= max(MIN_TRIED, len(days.kept))
-    for day in sorted(wanted | days.kept.keys()):
-        records, span, tried = days.records.get(day, 0), days.kept.get(day), days.tried.get((day, day + 1))
-        if span is not None:
-            due = day in wanted and days.behind(span) >= max(MIN_ROWS, span.cost // 4)
-            due = due or revision - span.revision >= MIN_ROWS
-        else:
-            due = not in_vain if tried is None else records >= MIN_ROWS_A_GROUP * sum(tried.counts.values())
-        if due and records >= MIN_ROWS:
-            yield Fold(days.org, days.organization, day, day + 1, records, [])
-
-
-def _long_to_fold(days: Days, runs: list[Run], revision: int) -> Iterator[Fold]:
-    for run in runs:
-        within = days.within(run.first, run.last)
-        span, beside = days.best(within)
-        due = beside >= MIN_ROWS_OF_LONG
-        if span is not None:
-            # All of its sums are written again.
-            due = beside >= max(MIN_ROWS_OF_LONG, span.cost // 4) or revision - span.revision >= MIN_ROWS
-        if len(within) < 2 or not due:
-            continue
-        first, last = within[0], within[-1] + 1
-        rows = days.cost(within)
-        # Other days have as many groups, unless they are many more.
-        tried = [sum(span.counts.values()) for span in days.tried.values() if span.last - span.first > 1]
-        if rows >= MIN_ROWS_A_GROUP * max(tried, default=0):
-            yield Fold(days.org, days.organization, first, last, rows, days.outdated)
 
 
 def state_now(connection: sqlite3.Connection, fold: Fold) -> tuple[int, int, dict[int, int]]:
@@ -300,41 +124,11 @@ def state_now(connection: sqlite3.Connection, fold: Fold) -> tuple[int, int, dic
     return seq, revision, records_of(connection, [fold.org], fold.first, fold.last)[fold.org]
 
 
-class TooManyGroupsError(Exception):
-    """More groups than are worth keeping."""
-
-
-class SumsToKeep(Totals):
-    """Sums while they are added up for a fold; TooManyGroupsError as soon as they are not worth keeping.
-
-    Where nearly each record has a group of its own, all of them would need much memory.
-    """
-
-    def __init__(self, fold: Fold) -> None:
-        super().__init__()
-        self._rows = fold.rows
-        self._groups = 0
-        is_long = fold.last - fold.first > 1
-        self._rows_a_group = MIN_ROWS_A_GROUP_OF_LONG if is_long else MIN_ROWS_A_GROUP
-        self._max_groups = MAX_GROUPS_OF_LONG if is_long else 2**62
-
-    def __setitem__(self, place: tuple[Keys, int, str], amounts: list[int]) -> None:
-        # What is to be taken away has groups that are there beside it.
-        if place[1] >= 0 and place not in self:
-            self._groups += 1
-            if self._groups * self._rows_a_group > self._rows or self._groups > self._max_groups:
-                raise TooManyGroupsError
-        super().__setitem__(place, amounts)
-
-    def found(self) -> Totals:
-        """The sums of records. Those of none are left where something was taken away."""
-        sums = {place: amounts for place, amounts in self.items() if amounts[0]}
-        if any(max(amounts) > _MAX_AMOUNT for amounts in sums.values()):
-            raise TooManyGroupsError
-        return sums
-
-
-_MAX_AMOUNT = 2**62
+def check_storable(sums: Totals) -> Totals:
+    """The sums; TooManyGroupsError where a column can't hold one of them."""
+    if any(max(amounts) > _MAX_AMOUNT for amounts in sums.values()):
+        raise TooManyGroupsError
+    return sums
 
 
 def store(cursor: sqlite3.Cursor, dimensions: Keys, folded: Iterable[Folded]) -> None:
@@ -359,7 +153,7 @@ def store(cursor: sqlite3.Cursor, dimensions: Keys, folded: Iterable[Folded]) ->
         if each.sums is not None:
             _add(cursor, grouping, span, each.sums)
         if last - first > 1:
-            rows = cursor.execute(_TOO_MANY, (grouping, MAX_LONG))
+            rows = cursor.execute(_TOO_MANY, (grouping, day_spans.MAX_LONG))
             _delete(cursor, [made for (made,) in rows])
 
 
@@ -415,7 +209,7 @@ def _add_spans(
     places = [dimensions.index(name) if name != "organization" else len(dimensions) for name in group_by]
     same = places == [*range(len(dimensions))]
     groups: dict[int, tuple[Keys, str]] = {}
-    allowed = _allowed(where, dimensions)
+    allowed = allowed_values(where, dimensions)
     for days in organizations:
         for group, text, currency in connection.execute(_GROUPS, (days.grouping,)):
             keys = _KEYS.decode(text)

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import msgspec
 
+from llm_cost_ops.ledger.day_spans import Fold
 from llm_cost_ops.ledger.encoding import as_text, usage_id
-from llm_cost_ops.ledger.sqlite import day_sums, summaries, sums
+from llm_cost_ops.ledger.sqlite import summaries, sums
 
 __all__ = ["find_faults"]
 
@@ -65,7 +66,7 @@ def _wrong_days(connection: sqlite3.Connection) -> Iterator[str]:
     wrong = 0
     for text, org, organization, span, first, last, revision, counts in connection.execute(_SPANS):
         dimensions = msgspec.json.decode(text, type=sums.Keys)
-        fold = day_sums.Fold(org, organization, first, last, 2**62, [])
+        fold = Fold(org, organization, first, last, 2**62, [])
         [now] = summaries.fold(connection, [fold], dimensions, kept=False)
         holds_all = now.revision == revision and now.counts == msgspec.json.decode(
             counts, type=dict[int, int]

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.batches import append_as_batch
+from llm_cost_ops.ledger.day_spans import Fold, dimensions_of
 from llm_cost_ops.ledger.sqlite import (
     cards,
     commits,
@@ -439,7 +440,7 @@ class SqliteSums:
 
         The query is exact without them: what can't be written now is left to the next one.
         """
-        dimensions = day_sums.dimensions_of(where, group_by)
+        dimensions = dimensions_of(where, group_by)
         if dimensions is None or not summaries.needs_rows(where, group_by):
             return
         query = partial(summaries.to_fold, where=where, group_by=group_by, buckets=buckets)
@@ -450,9 +451,7 @@ class SqliteSums:
             _, long = await self._readers.read(query, context)
         await self._fold_some(dimensions, long, context)
 
-    async def _fold_some(
-        self, dimensions: tuple[str, ...], left: list[day_sums.Fold], context: CallContext
-    ) -> bool:
+    async def _fold_some(self, dimensions: tuple[str, ...], left: list[Fold], context: CallContext) -> bool:
         """Keep what is worth it of some days, or spans; False where nothing can be written."""
         while left:
             size = rows = 0

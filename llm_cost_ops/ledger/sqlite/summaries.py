@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 
+from llm_cost_ops.ledger.day_spans import DAY, Fold, Rest, SumsToKeep, TooManyGroupsError, settle
 from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.pieces import Piece, pieces_of
 from llm_cost_ops.ledger.retention import check_known
-from llm_cost_ops.ledger.sqlite import day_spans, day_sums
+from llm_cost_ops.ledger.sqlite import day_sums
 from llm_cost_ops.ledger.sqlite.meter_sums import add_meter_rows
 from llm_cost_ops.ledger.sqlite.sums import (
     ANY_ORG,
@@ -85,25 +86,25 @@ def needs_rows(where: Filter, group_by: Keys) -> bool:
 
 def to_fold(
     connection: sqlite3.Connection, where: Filter, group_by: Keys, buckets: Buckets
-) -> tuple[list[day_sums.Fold], list[day_sums.Fold]]:
+) -> tuple[list[Fold], list[Fold]]:
     """What is to be kept of days before a query is answered: see day_sums."""
     _check_known(connection, where, group_by, buckets)
     return day_sums.to_fold(connection, where, group_by, list(pieces_of(where, buckets)))
 
 
 def fold(
-    connection: sqlite3.Connection, folds: Sequence[day_sums.Fold], dimensions: Keys, *, kept: bool = True
+    connection: sqlite3.Connection, folds: Sequence[Fold], dimensions: Keys, *, kept: bool = True
 ) -> list[day_sums.Folded]:
     """What is to be kept of days, from what is kept already and the rows; or from rows alone."""
     found = []
     for each in folds:
-        days: list[Piece] = [(0, each.first * day_spans.DAY, each.last * day_spans.DAY)]
+        days: list[Piece] = [(0, each.first * DAY, each.last * DAY)]
         where = Filter(organization_ids=(each.organization,))
-        totals = day_sums.SumsToKeep(each)
+        totals = SumsToKeep(each)
         sums: Totals | None = None
-        with suppress(day_sums.TooManyGroupsError):
+        with suppress(TooManyGroupsError):
             _add_totals(connection, where, dimensions, days, totals, kept=kept)
-            sums = totals.found()
+            sums = day_sums.check_storable(totals.found())
         state = day_sums.state_now(connection, each)
         found.append(day_sums.Folded(each, *state, sums, day_sums.times_forgotten(connection)))
     return found
@@ -162,7 +163,7 @@ def _add_totals(
         else:
             query.add_rows_of_pieces(belongs)
 
-    rest = day_sums.Rest(pieces, [])
+    rest = Rest(pieces, [])
     if kept:
         rest = day_sums.add_kept(connection, where, group_by, pieces, totals)
     if rest.anywhere:
@@ -171,7 +172,7 @@ def _add_totals(
     if rest.of_organizations:
         load_rests(connection, rest.of_organizations)
         add_rows(ITS_ORG)
-    day_sums.settle(totals)
+    settle(totals)
 
 
 def _add_rollups(connection: sqlite3.Connection, query: SumQuery, pieces: list[Piece]) -> None:

@@ -18,7 +18,8 @@ from unittest.mock import patch
 import pytest
 
 from llm_cost_ops.cli import main
-from llm_cost_ops.ledger.sqlite import day_sums, sums
+from llm_cost_ops.ledger import day_spans
+from llm_cost_ops.ledger.sqlite import sums
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.pricing.types import Priced
 from llm_cost_ops.rpc.status import RpcError, StatusCode
@@ -68,7 +69,7 @@ def filled(path: Path) -> Path:
         where = Filter(end=START + timedelta(minutes=20))
         again = store.reprice(where, lambda _: Priced(9, pricing()), None, 1000, dry_run=False)
         assert len(again.changes) == 2
-        with patch.object(day_sums, "MIN_ROWS", 1):
+        with patch.object(day_spans, "MIN_ROWS", 1):
             assert len(store.summarize(Filter(), ("user",), None)) == 3
     return path
 

@@ -20,11 +20,12 @@ from llm_cost_ops._gen.messages import (
     RevisionKind,
     UsageRecord,
 )
+from llm_cost_ops.ledger import day_spans
+from llm_cost_ops.ledger.day_spans import DAY
 from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.sqlite import day_sums, summaries
 from llm_cost_ops.ledger.sqlite import ledger as sqlite_ledger
 from llm_cost_ops.ledger.sqlite import sums as rollups
-from llm_cost_ops.ledger.sqlite.day_spans import DAY
 from llm_cost_ops.ledger.sqlite.ledger import SqliteSums
 from llm_cost_ops.ledger.types import Entry, Filter, Revision
 from llm_cost_ops.pricing.pricebook import PriceBook
@@ -150,12 +151,12 @@ def test_answers_are_those_of_a_ledger_in_dicts(
 ) -> None:
     """Whatever comes late, is priced anew, cannot be kept or is forgotten in between."""
     chance = random.Random(seed)
-    monkeypatch.setattr(day_sums, "MIN_ROWS", chance.choice([1, 2, 5]))
+    monkeypatch.setattr(day_spans, "MIN_ROWS", chance.choice([1, 2, 5]))
     few = seed % 4 == 3
-    monkeypatch.setattr(day_sums, "MIN_ROWS_A_GROUP", 1 if few else 0)
-    monkeypatch.setattr(day_sums, "MIN_ROWS_A_GROUP_OF_LONG", 1 if few else 0)
-    monkeypatch.setattr(day_sums, "MIN_ROWS_OF_LONG", chance.choice([1, 5, 20]))
-    monkeypatch.setattr(day_sums, "MAX_LONG", chance.choice([1, 2, 4]))
+    monkeypatch.setattr(day_spans, "MIN_ROWS_A_GROUP", 1 if few else 0)
+    monkeypatch.setattr(day_spans, "MIN_ROWS_A_GROUP_OF_LONG", 1 if few else 0)
+    monkeypatch.setattr(day_spans, "MIN_ROWS_OF_LONG", chance.choice([1, 5, 20]))
+    monkeypatch.setattr(day_spans, "MAX_LONG", chance.choice([1, 2, 4]))
     monkeypatch.setattr(rollups, "FOLD_EVERY", chance.choice([1, 3, 128]))
     kept, long, prices = 0, 0, book(1)
     path = tmp_path / "costs.db" if seed % 2 else None
@@ -233,7 +234,7 @@ def test_days_with_as_many_groups_as_records_are_found_out_one_query_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each reads the rows of some days twice, until enough were tried, and writes no group of them."""
-    monkeypatch.setattr(day_sums, "MIN_ROWS", 2)
+    monkeypatch.setattr(day_spans, "MIN_ROWS", 2)
     monkeypatch.setattr(sqlite_ledger, "_FOLD_ROWS", 1)
     prices, days = book(1), 5
     batch = []
@@ -257,7 +258,7 @@ def test_days_with_as_many_groups_as_records_are_found_out_one_query_at_a_time(
             states = connection.execute("SELECT groups FROM day_span").fetchall()
             assert states == [(None,)] * tried
             assert connection.execute("SELECT count(*) FROM day_group").fetchone() == (0,)
-        monkeypatch.setattr(day_sums, "MIN_ROWS_OF_LONG", 2)
+        monkeypatch.setattr(day_spans, "MIN_ROWS_OF_LONG", 2)
         for first in (0, 1, 2):
             # The second and third have as many groups as the first.
             store.summarize(of_days(first, days), ("user",), None)
@@ -291,7 +292,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     sums_load_rests = summaries.load_rests
     monkeypatch.setattr(summaries, "load_rests", load_rests)
-    monkeypatch.setattr(day_sums, "MIN_ROWS_OF_LONG", 7)
+    monkeypatch.setattr(day_spans, "MIN_ROWS_OF_LONG", 7)
     return days
 
 
@@ -336,7 +337,7 @@ def test_the_last_spans_of_several_days_are_kept(read: list[int]) -> None:
         for first in range(0, 60, 10):
             store.summarize(of_days(first, first + 10), _PAIRS, None)
         connection = store.store._writer.open()
-        assert connection.execute(_LONG).fetchone() == (day_sums.MAX_LONG,)
+        assert connection.execute(_LONG).fetchone() == (day_spans.MAX_LONG,)
         store.summarize(of_days(50, 60), _PAIRS, None)
         assert not [day for day in read[-10:] if day < 50]
 
