@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 from llm_cost_ops._gen.methods import GET_HEALTH
-from llm_cost_ops.config import without_password
+from llm_cost_ops.config import EMBEDDED, without_password
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.ledger import Ledger, open_ledger
 from llm_cost_ops.rpc.context import CallContext, Metadata, drive
 from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.rpc.status import RpcError
 
-__all__ = ["check_file", "opened_ledger"]
+__all__ = ["check_file", "database_of", "file_of", "opened_ledger"]
 
 
 def check_file(path: str, *, url: bool = True) -> None:
-    """ConfigurationError where there is no such file; with `url`, a URL is not looked at."""
+    """ConfigurationError where there is no such file; with `url` it is that of --db, and may be a URL."""
     if not (url and "://" in path) and not Path(path).is_file():
-        raise ConfigurationError(f"there is no database {without_password(path)}", parameter="db")
+        meant = ": name one by --db" if url else ""
+        raise ConfigurationError(f"there is no database {without_password(path)}{meant}", parameter="db")
+
+
+def file_of(base_url: str) -> Path | None:
+    """The path of the SQLite file that a base URL names, if it names one."""
+    scheme, _, path = base_url.partition("?")[0].partition(":///")
+    return Path(unquote(path)).expanduser() if scheme == "sqlite" and path else None
+
+
+def database_of(options: argparse.Namespace) -> str:
+    """The database that a command works on itself: --db, what LLM_COST_OPS_BASE_URL names, or the usual file.
+
+    ConfigurationError where that names a server, whose database may be any other.
+    """
+    base_url = os.environ.get("LLM_COST_OPS_BASE_URL", "")
+    if options.db or not base_url:
+        return options.db or "llm_cost_ops.db"
+    if base_url.partition(":")[0] not in EMBEDDED:
+        raise ConfigurationError(
+            "LLM_COST_OPS_BASE_URL names a server: name its database by --db, where it is", parameter="db"
+        )
+    path = file_of(base_url)
+    return base_url if path is None else str(path)
 
 
 @contextmanager

@@ -266,6 +266,12 @@ def _add(options: argparse.Namespace, output: Output) -> None:
     table.title = f"{card.provider}/{card.model_id}, card {card.id}"
     table.rows += [[rate.meter, rate.price, rate.per or 1_000_000] for rate in card.rates]
     output.table(table)
+    if options.since:
+        output.line("`llm-cost-ops reprice` applies it to calls that are recorded already.")
+    else:
+        output.line(
+            "It prices calls from now on. For earlier ones give --from DATE, then `llm-cost-ops reprice`."
+        )
 
 
 def _rates(options: argparse.Namespace) -> list[Rate]:
