@@ -254,7 +254,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("address", "form"), FORMS)
-@pytest.mark.parametrize("origin", ["none", "cross-site", "same-site", "foreign", "no-token"])
+@pytest.mark.parametrize("origin", ["none", "cross-site", "same-site", "foreign", "no address", "no-token"])
 async def test_a_form_of_another_page_is_refused(
     ledger: Ledger, address: str, form: dict[str, str], origin: str
 ) -> None:
@@ -262,6 +262,7 @@ async def test_a_form_of_another_page_is_refused(
         "cross-site": {"sec-fetch-site": "cross-site"},
         "same-site": {"sec-fetch-site": "same-site"},
         "foreign": {"origin": "https://evil.example"},
+        "no address": {"origin": "http://["},
     }.get(origin, {})
     async with browser(ledger) as client:
         await sign_in(client, key_of(ledger, "*", role="admin"))
