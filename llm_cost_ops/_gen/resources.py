@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Never, TypedDict
 
 from llm_cost_ops._gen import methods
 from llm_cost_ops._gen.messages import (
@@ -178,6 +178,7 @@ class AnalyticsResource:
 
     def get(
         self,
+        /,
         start_date: str | date | None,
         *,
         organization_id: str | Sequence[str] = (),
@@ -201,6 +202,7 @@ class AnalyticsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> Analytics:
         """Gives a time series of metrics and their summary.
 
@@ -235,6 +237,8 @@ class AnalyticsResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.get)
         request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -270,6 +274,7 @@ class AsyncAnalyticsResource:
 
     async def get(
         self,
+        /,
         start_date: str | date | None,
         *,
         organization_id: str | Sequence[str] = (),
@@ -293,8 +298,11 @@ class AsyncAnalyticsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> Analytics:
         """As AnalyticsResource.get."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.get)
         request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -330,6 +338,7 @@ class AuditResource:
 
     def list(
         self,
+        /,
         *,
         organization_id: str | Sequence[str] = (),
         action: str | Sequence[str] = (),
@@ -343,6 +352,7 @@ class AuditResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> Pager[ListAuditEventsResponse, AuditEvent]:
         """Lists what was done, the newest first. Events are added and never changed.
 
@@ -360,6 +370,8 @@ class AuditResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.list)
         request = ListAuditEventsRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -401,6 +413,7 @@ class AsyncAuditResource:
 
     def list(
         self,
+        /,
         *,
         organization_id: str | Sequence[str] = (),
         action: str | Sequence[str] = (),
@@ -414,8 +427,11 @@ class AsyncAuditResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> AsyncPager[ListAuditEventsResponse, AuditEvent]:
         """As AuditResource.list."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.list)
         request = ListAuditEventsRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -457,6 +473,7 @@ class CostsResource:
 
     def get(
         self,
+        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -478,6 +495,7 @@ class CostsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> CostSummary:
         """Sums the cost of a period, exactly, in total and by group.
 
@@ -511,6 +529,8 @@ class CostsResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.get)
         request = GetCostSummaryRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -527,12 +547,14 @@ class CostsResource:
 
     def get_record(
         self,
+        /,
         usage_id: str,
         *,
         organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> CostRecord:
         """Gives the cost of one usage record with its lines: the revision in force.
 
@@ -546,6 +568,8 @@ class CostsResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.get_record)
         request = GetCostRequest(usage_id=usage_id)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -554,12 +578,14 @@ class CostsResource:
 
     def verify(
         self,
+        /,
         usage_id: str,
         *,
         organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> CostVerification:
         """Calculates a recorded cost again from the usage and the price card, and compares.
 
@@ -570,6 +596,8 @@ class CostsResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.verify)
         request = VerifyCostRequest(usage_id=usage_id)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -623,6 +651,7 @@ class CostsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> CostRecord:
         """Prices a call before it is made; nothing is written. Without organization_id, contract prices
         are left out; without a timestamp it is priced as of now, and one in the future is taken too.
@@ -683,6 +712,8 @@ class CostsResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.estimate)
         fields = UsageRecord()
         if organization_id is not EMPTY:
             fields.organization_id = organization_id
@@ -766,6 +797,7 @@ class CostsResource:
 
     def reprice(
         self,
+        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -787,6 +819,7 @@ class CostsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> RepriceReport:
         """Prices recorded usage again by the cards of today, and adds a revision where the cost differs.
         Earlier revisions stay; sums and lists follow the newest. Each record changes whole or not at
@@ -820,6 +853,8 @@ class CostsResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.reprice)
         request = RepriceUsageRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -855,6 +890,7 @@ class AsyncCostsResource:
 
     async def get(
         self,
+        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -876,8 +912,11 @@ class AsyncCostsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> CostSummary:
         """As CostsResource.get."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.get)
         request = GetCostSummaryRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -894,14 +933,18 @@ class AsyncCostsResource:
 
     async def get_record(
         self,
+        /,
         usage_id: str,
         *,
         organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> CostRecord:
         """As CostsResource.get_record."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.get_record)
         request = GetCostRequest(usage_id=usage_id)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -912,14 +955,18 @@ class AsyncCostsResource:
 
     async def verify(
         self,
+        /,
         usage_id: str,
         *,
         organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> CostVerification:
         """As CostsResource.verify."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.verify)
         request = VerifyCostRequest(usage_id=usage_id)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -973,8 +1020,11 @@ class AsyncCostsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> CostRecord:
         """As CostsResource.estimate."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.estimate)
         fields = UsageRecord()
         if organization_id is not EMPTY:
             fields.organization_id = organization_id
@@ -1058,6 +1108,7 @@ class AsyncCostsResource:
 
     async def reprice(
         self,
+        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -1079,8 +1130,11 @@ class AsyncCostsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> RepriceReport:
         """As CostsResource.reprice."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.reprice)
         request = RepriceUsageRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -1116,10 +1170,12 @@ class HealthResource:
 
     def get(
         self,
+        /,
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> GetHealthResponse:
         """Tells how the process and its parts are. It answers while the server runs, whatever it says.
 
@@ -1128,6 +1184,8 @@ class HealthResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.get)
         request = GetHealthRequest()
         response: GetHealthResponse = self._channel.unary_unary(
             methods.GET_HEALTH, request, timeout, headers, retry
@@ -1136,10 +1194,12 @@ class HealthResource:
 
     def ready(
         self,
+        /,
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> GetReadinessResponse:
         """Tells whether the server takes traffic: UNAVAILABLE while it starts, drains, or cannot write.
 
@@ -1148,6 +1208,8 @@ class HealthResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.ready)
         request = GetReadinessRequest()
         response: GetReadinessResponse = self._channel.unary_unary(
             methods.GET_READINESS, request, timeout, headers, retry
@@ -1172,12 +1234,16 @@ class AsyncHealthResource:
 
     async def get(
         self,
+        /,
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> GetHealthResponse:
         """As HealthResource.get."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.get)
         request = GetHealthRequest()
         response: GetHealthResponse = await self._channel.unary_unary(
             methods.GET_HEALTH, request, timeout, headers, retry
@@ -1186,12 +1252,16 @@ class AsyncHealthResource:
 
     async def ready(
         self,
+        /,
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> GetReadinessResponse:
         """As HealthResource.ready."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.ready)
         request = GetReadinessRequest()
         response: GetReadinessResponse = await self._channel.unary_unary(
             methods.GET_READINESS, request, timeout, headers, retry
@@ -1216,6 +1286,7 @@ class PricingResource:
 
     def create(
         self,
+        /,
         *,
         provider: str,
         model_id: str,
@@ -1242,6 +1313,7 @@ class PricingResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
+        **_unknown: Never,
     ) -> RateCard:
         """Adds a price card. It takes precedence over the bundled catalog from its date on; what is
         recorded keeps the price that it got.
@@ -1276,6 +1348,8 @@ class PricingResource:
             retry: how to retry this call, instead of as the client does; None for not at all.
             idempotency_key: makes a repeated call count once; made when not given.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.create)
         request = CreatePriceRequest(provider=provider, model_id=model_id)
         if input_price_per_1k is not None:
             request.input_price_per_1k = coerce.decimal(input_price_per_1k)
@@ -1322,11 +1396,13 @@ class PricingResource:
 
     def get(
         self,
+        /,
         id: str,
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> RateCard:
         """Gets one card by its id.
 
@@ -1336,12 +1412,15 @@ class PricingResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.get)
         request = GetPriceRequest(id=id)
         response: RateCard = self._channel.unary_unary(methods.GET_PRICE, request, timeout, headers, retry)
         return response
 
     def list(
         self,
+        /,
         *,
         provider: str | Sequence[str] = (),
         model_id: str | Sequence[str] = (),
@@ -1355,6 +1434,7 @@ class PricingResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> Pager[ListPricesResponse, RateCard]:
         """Lists cards, by provider, model and date.
 
@@ -1372,6 +1452,8 @@ class PricingResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.list)
         request = ListPricesRequest()
         if provider:
             request.provider = coerce.texts(provider)
@@ -1415,6 +1497,7 @@ class AsyncPricingResource:
 
     async def create(
         self,
+        /,
         *,
         provider: str,
         model_id: str,
@@ -1441,8 +1524,11 @@ class AsyncPricingResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
+        **_unknown: Never,
     ) -> RateCard:
         """As PricingResource.create."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.create)
         request = CreatePriceRequest(provider=provider, model_id=model_id)
         if input_price_per_1k is not None:
             request.input_price_per_1k = coerce.decimal(input_price_per_1k)
@@ -1489,13 +1575,17 @@ class AsyncPricingResource:
 
     async def get(
         self,
+        /,
         id: str,
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> RateCard:
         """As PricingResource.get."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.get)
         request = GetPriceRequest(id=id)
         response: RateCard = await self._channel.unary_unary(
             methods.GET_PRICE, request, timeout, headers, retry
@@ -1504,6 +1594,7 @@ class AsyncPricingResource:
 
     def list(
         self,
+        /,
         *,
         provider: str | Sequence[str] = (),
         model_id: str | Sequence[str] = (),
@@ -1517,8 +1608,11 @@ class AsyncPricingResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> AsyncPager[ListPricesResponse, RateCard]:
         """As PricingResource.list."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.list)
         request = ListPricesRequest()
         if provider:
             request.provider = coerce.texts(provider)
@@ -1562,12 +1656,14 @@ class PrivacyResource:
 
     def erase(
         self,
+        /,
         user_id: str,
         *,
         organization_id: str | Sequence[str] = (),
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> Erasure:
         """Erases a user from every record and its history: user_id, and tags, labels, metadata and ids of sessions and
         spans that are exactly the user's id. Costs and sums stay as they are, to the last digit, and a record that
@@ -1580,6 +1676,8 @@ class PrivacyResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.erase)
         request = EraseUserRequest(user_id=user_id)
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -1603,14 +1701,18 @@ class AsyncPrivacyResource:
 
     async def erase(
         self,
+        /,
         user_id: str,
         *,
         organization_id: str | Sequence[str] = (),
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> Erasure:
         """As PrivacyResource.erase."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.erase)
         request = EraseUserRequest(user_id=user_id)
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -1636,12 +1738,14 @@ class RetentionResource:
 
     def set(
         self,
+        /,
         organization_id: str,
         *,
         days: int = 0,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> RetentionPolicy:
         """Sets for how many days records are kept; 0 for ever.
 
@@ -1652,6 +1756,8 @@ class RetentionResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.set)
         request = SetRetentionRequest(organization_id=organization_id)
         if days is not ZERO:
             request.days = days
@@ -1662,11 +1768,13 @@ class RetentionResource:
 
     def list(
         self,
+        /,
         *,
         organization_id: str | Sequence[str] = (),
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> RetentionReport:
         """Lists the organizations that have a retention, or had records removed.
 
@@ -1676,6 +1784,8 @@ class RetentionResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.list)
         request = ListRetentionRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -1686,12 +1796,14 @@ class RetentionResource:
 
     def apply(
         self,
+        /,
         *,
         organization_id: str | Sequence[str] = (),
         dry_run: bool = False,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> RetentionReport:
         """Removes what is past its days now; a server does so every day by itself.
 
@@ -1702,6 +1814,8 @@ class RetentionResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.apply)
         request = ApplyRetentionRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -1731,14 +1845,18 @@ class AsyncRetentionResource:
 
     async def set(
         self,
+        /,
         organization_id: str,
         *,
         days: int = 0,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> RetentionPolicy:
         """As RetentionResource.set."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.set)
         request = SetRetentionRequest(organization_id=organization_id)
         if days is not ZERO:
             request.days = days
@@ -1749,13 +1867,17 @@ class AsyncRetentionResource:
 
     async def list(
         self,
+        /,
         *,
         organization_id: str | Sequence[str] = (),
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> RetentionReport:
         """As RetentionResource.list."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.list)
         request = ListRetentionRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -1766,14 +1888,18 @@ class AsyncRetentionResource:
 
     async def apply(
         self,
+        /,
         *,
         organization_id: str | Sequence[str] = (),
         dry_run: bool = False,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> RetentionReport:
         """As RetentionResource.apply."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.apply)
         request = ApplyRetentionRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -1847,6 +1973,7 @@ class UsageResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
+        **_unknown: Never,
     ) -> UsageReceipt:
         """Records one LLM call. The answer comes when the record is as durable as the store promises.
 
@@ -1910,6 +2037,8 @@ class UsageResource:
             retry: how to retry this call, instead of as the client does; None for not at all.
             idempotency_key: makes a repeated call count once; made when not given.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.submit)
         fields = UsageRecord()
         if organization_id is not EMPTY:
             fields.organization_id = organization_id
@@ -1993,12 +2122,14 @@ class UsageResource:
 
     def submit_batch(
         self,
+        /,
         records: Sequence[UsageRecord],
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
+        **_unknown: Never,
     ) -> BatchReceipt:
         """Records many LLM calls in one transaction. A bad record harms only itself: results are per
         record, in the order given.
@@ -2010,6 +2141,8 @@ class UsageResource:
             retry: how to retry this call, instead of as the client does; None for not at all.
             idempotency_key: makes a repeated call count once; made when not given.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.submit_batch)
         request = BatchSubmitUsageRequest(records=coerce.listed(records))
         response: BatchReceipt = self._channel.unary_unary(
             methods.BATCH_SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
@@ -2018,6 +2151,7 @@ class UsageResource:
 
     def get_history(
         self,
+        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -2042,6 +2176,7 @@ class UsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> Pager[ListUsageResponse, UsageRecord]:
         """Lists recorded usage, newest first, a page at a time.
 
@@ -2076,6 +2211,8 @@ class UsageResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.get_history)
         request = ListUsageRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -2098,12 +2235,14 @@ class UsageResource:
 
     def stream_requests(
         self,
+        /,
         requests: Iterable[StreamUsageRequest],
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
+        **_unknown: Never,
     ) -> Generator[StreamUsageResponse, None, None]:
         """Records LLM calls as they come, and acknowledges them as they become durable. Records are written
         in batches; a bad record, even one that can't be decoded, harms only itself. While a batch is
@@ -2118,6 +2257,8 @@ class UsageResource:
             retry: how to retry this call, instead of as the client does; None for not at all.
             idempotency_key: makes a repeated call count once; made when not given.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.stream_requests)
         response: Generator[StreamUsageResponse, None, None] = self._channel.stream_stream(
             methods.STREAM_USAGE, requests, timeout, headers, retry, idempotency_key
         )
@@ -2125,6 +2266,7 @@ class UsageResource:
 
     def export(
         self,
+        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -2145,6 +2287,7 @@ class UsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> Generator[UsageRecord, None, None]:
         """Gives every record that a filter lets through, oldest first unless told otherwise. Records that
         are added meanwhile disturb nothing: each is given once or, where it is added behind, not at all.
@@ -2178,6 +2321,8 @@ class UsageResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.export)
         request = ExportUsageRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -2192,6 +2337,7 @@ class UsageResource:
 
     def void(
         self,
+        /,
         usage_id: str,
         *,
         reason: str,
@@ -2199,6 +2345,7 @@ class UsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> UsageRevision:
         """Takes a record out of every sum and list, as a revision: the record and its revisions before
         stay, and are found with `status` voided. Its key stays taken. A record that is void already
@@ -2212,6 +2359,8 @@ class UsageResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.void)
         request = VoidUsageRequest(usage_id=usage_id, reason=reason)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -2222,6 +2371,7 @@ class UsageResource:
 
     def correct(
         self,
+        /,
         usage_id: str,
         *,
         reason: str,
@@ -2230,6 +2380,7 @@ class UsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> UsageRevision:
         """Changes fields of a record, as a revision: it is priced again by the cards of today, sums and
         lists follow, and the record as it was sent stays. Changes that change nothing give the revision
@@ -2247,6 +2398,8 @@ class UsageResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.correct)
         request = CorrectUsageRequest(usage_id=usage_id, reason=reason, changes=changes)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -2257,12 +2410,14 @@ class UsageResource:
 
     def revisions(
         self,
+        /,
         usage_id: str,
         *,
         organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> UsageRevisions:
         """Gives every revision of a record: as it was sent, and each repricing, correction or voiding
         since.
@@ -2274,6 +2429,8 @@ class UsageResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.revisions)
         request = ListUsageRevisionsRequest(usage_id=usage_id)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -2351,8 +2508,11 @@ class AsyncUsageResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
+        **_unknown: Never,
     ) -> UsageReceipt:
         """As UsageResource.submit."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.submit)
         fields = UsageRecord()
         if organization_id is not EMPTY:
             fields.organization_id = organization_id
@@ -2436,14 +2596,18 @@ class AsyncUsageResource:
 
     async def submit_batch(
         self,
+        /,
         records: Sequence[UsageRecord],
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
+        **_unknown: Never,
     ) -> BatchReceipt:
         """As UsageResource.submit_batch."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.submit_batch)
         request = BatchSubmitUsageRequest(records=coerce.listed(records))
         response: BatchReceipt = await self._channel.unary_unary(
             methods.BATCH_SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
@@ -2452,6 +2616,7 @@ class AsyncUsageResource:
 
     def get_history(
         self,
+        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -2476,8 +2641,11 @@ class AsyncUsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> AsyncPager[ListUsageResponse, UsageRecord]:
         """As UsageResource.get_history."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.get_history)
         request = ListUsageRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -2500,14 +2668,18 @@ class AsyncUsageResource:
 
     def stream_requests(
         self,
+        /,
         requests: AsyncIterable[StreamUsageRequest],
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
+        **_unknown: Never,
     ) -> AsyncGenerator[StreamUsageResponse, None]:
         """As UsageResource.stream_requests."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.stream_requests)
         response: AsyncGenerator[StreamUsageResponse, None] = self._channel.stream_stream(
             methods.STREAM_USAGE, requests, timeout, headers, retry, idempotency_key
         )
@@ -2515,6 +2687,7 @@ class AsyncUsageResource:
 
     def export(
         self,
+        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -2535,8 +2708,11 @@ class AsyncUsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> AsyncGenerator[UsageRecord, None]:
         """As UsageResource.export."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.export)
         request = ExportUsageRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -2551,6 +2727,7 @@ class AsyncUsageResource:
 
     async def void(
         self,
+        /,
         usage_id: str,
         *,
         reason: str,
@@ -2558,8 +2735,11 @@ class AsyncUsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> UsageRevision:
         """As UsageResource.void."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.void)
         request = VoidUsageRequest(usage_id=usage_id, reason=reason)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -2570,6 +2750,7 @@ class AsyncUsageResource:
 
     async def correct(
         self,
+        /,
         usage_id: str,
         *,
         reason: str,
@@ -2578,8 +2759,11 @@ class AsyncUsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> UsageRevision:
         """As UsageResource.correct."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.correct)
         request = CorrectUsageRequest(usage_id=usage_id, reason=reason, changes=changes)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -2590,14 +2774,18 @@ class AsyncUsageResource:
 
     async def revisions(
         self,
+        /,
         usage_id: str,
         *,
         organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
+        **_unknown: Never,
     ) -> UsageRevisions:
         """As UsageResource.revisions."""
+        if _unknown:
+            raise coerce.unexpected(_unknown, self.revisions)
         request = ListUsageRevisionsRequest(usage_id=usage_id)
         if organization_id is not EMPTY:
             request.organization_id = organization_id

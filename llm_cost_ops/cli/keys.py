@@ -64,7 +64,10 @@ def _list(options: argparse.Namespace) -> None:
         output.line(f"{without_password(options.db)} holds no API key: a server over it asks for none")
         return
     names = ("id", "name", "role", "organizations", "created", "state")
-    table = Table(columns=[Column(name, fold=name in ("name", "organizations")) for name in names])
+    columns = [
+        Column(name, fold=name in ("name", "organizations"), optional=name == "created") for name in names
+    ]
+    table = Table(columns=columns)
     for key in listed:
         whose = "*" if key.organizations is None else ", ".join(key.organizations)
         state, style = _state(key)

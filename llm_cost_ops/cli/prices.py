@@ -75,7 +75,7 @@ def _list(options: argparse.Namespace, output: Output) -> bool:
 
 def _list_own(options: argparse.Namespace, output: Output) -> bool:
     """List the cards that were added to a ledger; whether there was any."""
-    table = Table(columns=[Column("model", fold=True), Column("organization")])
+    table = Table(columns=[Column("model", fold=True), Column("organization", optional=True)])
     table.columns += [Column(name, right=True) for name in _PRICES]
     table.columns += [Column("currency"), Column("holds", fold=True), Column("card", optional=True)]
     table.caption = "per million tokens"
