@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
-from typing import Any, Literal, Never, TypedDict
+from typing import Any, Literal, TypedDict
 
 from llm_cost_ops._gen import methods
 from llm_cost_ops._gen.messages import (
@@ -178,7 +178,6 @@ class AnalyticsResource:
 
     def get(
         self,
-        /,
         start_date: str | date | None,
         *,
         organization_id: str | Sequence[str] = (),
@@ -202,7 +201,6 @@ class AnalyticsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> Analytics:
         """Gives a time series of metrics and their summary.
 
@@ -237,8 +235,6 @@ class AnalyticsResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.get)
         request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -274,7 +270,6 @@ class AsyncAnalyticsResource:
 
     async def get(
         self,
-        /,
         start_date: str | date | None,
         *,
         organization_id: str | Sequence[str] = (),
@@ -298,11 +293,8 @@ class AsyncAnalyticsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> Analytics:
         """As AnalyticsResource.get."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.get)
         request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -338,7 +330,6 @@ class AuditResource:
 
     def list(
         self,
-        /,
         *,
         organization_id: str | Sequence[str] = (),
         action: str | Sequence[str] = (),
@@ -352,7 +343,6 @@ class AuditResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> Pager[ListAuditEventsResponse, AuditEvent]:
         """Lists what was done, the newest first. Events are added and never changed.
 
@@ -370,8 +360,6 @@ class AuditResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.list)
         request = ListAuditEventsRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -413,7 +401,6 @@ class AsyncAuditResource:
 
     def list(
         self,
-        /,
         *,
         organization_id: str | Sequence[str] = (),
         action: str | Sequence[str] = (),
@@ -427,11 +414,8 @@ class AsyncAuditResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> AsyncPager[ListAuditEventsResponse, AuditEvent]:
         """As AuditResource.list."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.list)
         request = ListAuditEventsRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -473,7 +457,6 @@ class CostsResource:
 
     def get(
         self,
-        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -495,7 +478,6 @@ class CostsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> CostSummary:
         """Sums the cost of a period, exactly, in total and by group.
 
@@ -529,8 +511,6 @@ class CostsResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.get)
         request = GetCostSummaryRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -547,14 +527,12 @@ class CostsResource:
 
     def get_record(
         self,
-        /,
         usage_id: str,
         *,
         organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> CostRecord:
         """Gives the cost of one usage record with its lines: the revision in force.
 
@@ -568,8 +546,6 @@ class CostsResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.get_record)
         request = GetCostRequest(usage_id=usage_id)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -578,14 +554,12 @@ class CostsResource:
 
     def verify(
         self,
-        /,
         usage_id: str,
         *,
         organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> CostVerification:
         """Calculates a recorded cost again from the usage and the price card, and compares.
 
@@ -596,8 +570,6 @@ class CostsResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.verify)
         request = VerifyCostRequest(usage_id=usage_id)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -651,7 +623,6 @@ class CostsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> CostRecord:
         """Prices a call before it is made; nothing is written. Without organization_id, contract prices
         are left out; without a timestamp it is priced as of now, and one in the future is taken too.
@@ -712,8 +683,6 @@ class CostsResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.estimate)
         fields = UsageRecord()
         if organization_id is not EMPTY:
             fields.organization_id = organization_id
@@ -797,7 +766,6 @@ class CostsResource:
 
     def reprice(
         self,
-        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -819,7 +787,6 @@ class CostsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> RepriceReport:
         """Prices recorded usage again by the cards of today, and adds a revision where the cost differs.
         Earlier revisions stay; sums and lists follow the newest. Each record changes whole or not at
@@ -853,8 +820,6 @@ class CostsResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.reprice)
         request = RepriceUsageRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -890,7 +855,6 @@ class AsyncCostsResource:
 
     async def get(
         self,
-        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -912,11 +876,8 @@ class AsyncCostsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> CostSummary:
         """As CostsResource.get."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.get)
         request = GetCostSummaryRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -933,18 +894,14 @@ class AsyncCostsResource:
 
     async def get_record(
         self,
-        /,
         usage_id: str,
         *,
         organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> CostRecord:
         """As CostsResource.get_record."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.get_record)
         request = GetCostRequest(usage_id=usage_id)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -955,18 +912,14 @@ class AsyncCostsResource:
 
     async def verify(
         self,
-        /,
         usage_id: str,
         *,
         organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> CostVerification:
         """As CostsResource.verify."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.verify)
         request = VerifyCostRequest(usage_id=usage_id)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -1020,11 +973,8 @@ class AsyncCostsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> CostRecord:
         """As CostsResource.estimate."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.estimate)
         fields = UsageRecord()
         if organization_id is not EMPTY:
             fields.organization_id = organization_id
@@ -1108,7 +1058,6 @@ class AsyncCostsResource:
 
     async def reprice(
         self,
-        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -1130,11 +1079,8 @@ class AsyncCostsResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> RepriceReport:
         """As CostsResource.reprice."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.reprice)
         request = RepriceUsageRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -1170,12 +1116,10 @@ class HealthResource:
 
     def get(
         self,
-        /,
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> GetHealthResponse:
         """Tells how the process and its parts are. It answers while the server runs, whatever it says.
 
@@ -1184,8 +1128,6 @@ class HealthResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.get)
         request = GetHealthRequest()
         response: GetHealthResponse = self._channel.unary_unary(
             methods.GET_HEALTH, request, timeout, headers, retry
@@ -1194,12 +1136,10 @@ class HealthResource:
 
     def ready(
         self,
-        /,
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> GetReadinessResponse:
         """Tells whether the server takes traffic: UNAVAILABLE while it starts, drains, or cannot write.
 
@@ -1208,8 +1148,6 @@ class HealthResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.ready)
         request = GetReadinessRequest()
         response: GetReadinessResponse = self._channel.unary_unary(
             methods.GET_READINESS, request, timeout, headers, retry
@@ -1234,16 +1172,12 @@ class AsyncHealthResource:
 
     async def get(
         self,
-        /,
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> GetHealthResponse:
         """As HealthResource.get."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.get)
         request = GetHealthRequest()
         response: GetHealthResponse = await self._channel.unary_unary(
             methods.GET_HEALTH, request, timeout, headers, retry
@@ -1252,16 +1186,12 @@ class AsyncHealthResource:
 
     async def ready(
         self,
-        /,
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> GetReadinessResponse:
         """As HealthResource.ready."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.ready)
         request = GetReadinessRequest()
         response: GetReadinessResponse = await self._channel.unary_unary(
             methods.GET_READINESS, request, timeout, headers, retry
@@ -1286,7 +1216,6 @@ class PricingResource:
 
     def create(
         self,
-        /,
         *,
         provider: str,
         model_id: str,
@@ -1313,7 +1242,6 @@ class PricingResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
-        **_unknown: Never,
     ) -> RateCard:
         """Adds a price card. It takes precedence over the bundled catalog from its date on; what is
         recorded keeps the price that it got.
@@ -1348,8 +1276,6 @@ class PricingResource:
             retry: how to retry this call, instead of as the client does; None for not at all.
             idempotency_key: makes a repeated call count once; made when not given.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.create)
         request = CreatePriceRequest(provider=provider, model_id=model_id)
         if input_price_per_1k is not None:
             request.input_price_per_1k = coerce.decimal(input_price_per_1k)
@@ -1396,13 +1322,11 @@ class PricingResource:
 
     def get(
         self,
-        /,
         id: str,
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> RateCard:
         """Gets one card by its id.
 
@@ -1412,15 +1336,12 @@ class PricingResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.get)
         request = GetPriceRequest(id=id)
         response: RateCard = self._channel.unary_unary(methods.GET_PRICE, request, timeout, headers, retry)
         return response
 
     def list(
         self,
-        /,
         *,
         provider: str | Sequence[str] = (),
         model_id: str | Sequence[str] = (),
@@ -1434,7 +1355,6 @@ class PricingResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> Pager[ListPricesResponse, RateCard]:
         """Lists cards, by provider, model and date.
 
@@ -1452,8 +1372,6 @@ class PricingResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.list)
         request = ListPricesRequest()
         if provider:
             request.provider = coerce.texts(provider)
@@ -1497,7 +1415,6 @@ class AsyncPricingResource:
 
     async def create(
         self,
-        /,
         *,
         provider: str,
         model_id: str,
@@ -1524,11 +1441,8 @@ class AsyncPricingResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
-        **_unknown: Never,
     ) -> RateCard:
         """As PricingResource.create."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.create)
         request = CreatePriceRequest(provider=provider, model_id=model_id)
         if input_price_per_1k is not None:
             request.input_price_per_1k = coerce.decimal(input_price_per_1k)
@@ -1575,17 +1489,13 @@ class AsyncPricingResource:
 
     async def get(
         self,
-        /,
         id: str,
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> RateCard:
         """As PricingResource.get."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.get)
         request = GetPriceRequest(id=id)
         response: RateCard = await self._channel.unary_unary(
             methods.GET_PRICE, request, timeout, headers, retry
@@ -1594,7 +1504,6 @@ class AsyncPricingResource:
 
     def list(
         self,
-        /,
         *,
         provider: str | Sequence[str] = (),
         model_id: str | Sequence[str] = (),
@@ -1608,11 +1517,8 @@ class AsyncPricingResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> AsyncPager[ListPricesResponse, RateCard]:
         """As PricingResource.list."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.list)
         request = ListPricesRequest()
         if provider:
             request.provider = coerce.texts(provider)
@@ -1656,14 +1562,12 @@ class PrivacyResource:
 
     def erase(
         self,
-        /,
         user_id: str,
         *,
         organization_id: str | Sequence[str] = (),
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> Erasure:
         """Erases a user from every record and its history: user_id, and tags, labels, metadata and ids of sessions and
         spans that are exactly the user's id. Costs and sums stay as they are, to the last digit, and a record that
@@ -1676,8 +1580,6 @@ class PrivacyResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.erase)
         request = EraseUserRequest(user_id=user_id)
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -1701,18 +1603,14 @@ class AsyncPrivacyResource:
 
     async def erase(
         self,
-        /,
         user_id: str,
         *,
         organization_id: str | Sequence[str] = (),
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> Erasure:
         """As PrivacyResource.erase."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.erase)
         request = EraseUserRequest(user_id=user_id)
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -1738,14 +1636,12 @@ class RetentionResource:
 
     def set(
         self,
-        /,
         organization_id: str,
         *,
         days: int = 0,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> RetentionPolicy:
         """Sets for how many days records are kept; 0 for ever.
 
@@ -1756,8 +1652,6 @@ class RetentionResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.set)
         request = SetRetentionRequest(organization_id=organization_id)
         if days is not ZERO:
             request.days = days
@@ -1768,13 +1662,11 @@ class RetentionResource:
 
     def list(
         self,
-        /,
         *,
         organization_id: str | Sequence[str] = (),
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> RetentionReport:
         """Lists the organizations that have a retention, or had records removed.
 
@@ -1784,8 +1676,6 @@ class RetentionResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.list)
         request = ListRetentionRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -1796,14 +1686,12 @@ class RetentionResource:
 
     def apply(
         self,
-        /,
         *,
         organization_id: str | Sequence[str] = (),
         dry_run: bool = False,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> RetentionReport:
         """Removes what is past its days now; a server does so every day by itself.
 
@@ -1814,8 +1702,6 @@ class RetentionResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.apply)
         request = ApplyRetentionRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -1845,18 +1731,14 @@ class AsyncRetentionResource:
 
     async def set(
         self,
-        /,
         organization_id: str,
         *,
         days: int = 0,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> RetentionPolicy:
         """As RetentionResource.set."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.set)
         request = SetRetentionRequest(organization_id=organization_id)
         if days is not ZERO:
             request.days = days
@@ -1867,17 +1749,13 @@ class AsyncRetentionResource:
 
     async def list(
         self,
-        /,
         *,
         organization_id: str | Sequence[str] = (),
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> RetentionReport:
         """As RetentionResource.list."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.list)
         request = ListRetentionRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -1888,18 +1766,14 @@ class AsyncRetentionResource:
 
     async def apply(
         self,
-        /,
         *,
         organization_id: str | Sequence[str] = (),
         dry_run: bool = False,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> RetentionReport:
         """As RetentionResource.apply."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.apply)
         request = ApplyRetentionRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -1973,7 +1847,6 @@ class UsageResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
-        **_unknown: Never,
     ) -> UsageReceipt:
         """Records one LLM call. The answer comes when the record is as durable as the store promises.
 
@@ -2037,8 +1910,6 @@ class UsageResource:
             retry: how to retry this call, instead of as the client does; None for not at all.
             idempotency_key: makes a repeated call count once; made when not given.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.submit)
         fields = UsageRecord()
         if organization_id is not EMPTY:
             fields.organization_id = organization_id
@@ -2122,14 +1993,12 @@ class UsageResource:
 
     def submit_batch(
         self,
-        /,
         records: Sequence[UsageRecord],
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
-        **_unknown: Never,
     ) -> BatchReceipt:
         """Records many LLM calls in one transaction. A bad record harms only itself: results are per
         record, in the order given.
@@ -2141,8 +2010,6 @@ class UsageResource:
             retry: how to retry this call, instead of as the client does; None for not at all.
             idempotency_key: makes a repeated call count once; made when not given.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.submit_batch)
         request = BatchSubmitUsageRequest(records=coerce.listed(records))
         response: BatchReceipt = self._channel.unary_unary(
             methods.BATCH_SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
@@ -2151,7 +2018,6 @@ class UsageResource:
 
     def get_history(
         self,
-        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -2176,7 +2042,6 @@ class UsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> Pager[ListUsageResponse, UsageRecord]:
         """Lists recorded usage, newest first, a page at a time.
 
@@ -2211,8 +2076,6 @@ class UsageResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.get_history)
         request = ListUsageRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -2235,14 +2098,12 @@ class UsageResource:
 
     def stream_requests(
         self,
-        /,
         requests: Iterable[StreamUsageRequest],
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
-        **_unknown: Never,
     ) -> Generator[StreamUsageResponse, None, None]:
         """Records LLM calls as they come, and acknowledges them as they become durable. Records are written
         in batches; a bad record, even one that can't be decoded, harms only itself. While a batch is
@@ -2257,8 +2118,6 @@ class UsageResource:
             retry: how to retry this call, instead of as the client does; None for not at all.
             idempotency_key: makes a repeated call count once; made when not given.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.stream_requests)
         response: Generator[StreamUsageResponse, None, None] = self._channel.stream_stream(
             methods.STREAM_USAGE, requests, timeout, headers, retry, idempotency_key
         )
@@ -2266,7 +2125,6 @@ class UsageResource:
 
     def export(
         self,
-        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -2287,7 +2145,6 @@ class UsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> Generator[UsageRecord, None, None]:
         """Gives every record that a filter lets through, oldest first unless told otherwise. Records that
         are added meanwhile disturb nothing: each is given once or, where it is added behind, not at all.
@@ -2321,8 +2178,6 @@ class UsageResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.export)
         request = ExportUsageRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -2337,7 +2192,6 @@ class UsageResource:
 
     def void(
         self,
-        /,
         usage_id: str,
         *,
         reason: str,
@@ -2345,7 +2199,6 @@ class UsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> UsageRevision:
         """Takes a record out of every sum and list, as a revision: the record and its revisions before
         stay, and are found with `status` voided. Its key stays taken. A record that is void already
@@ -2359,8 +2212,6 @@ class UsageResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.void)
         request = VoidUsageRequest(usage_id=usage_id, reason=reason)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -2371,7 +2222,6 @@ class UsageResource:
 
     def correct(
         self,
-        /,
         usage_id: str,
         *,
         reason: str,
@@ -2380,7 +2230,6 @@ class UsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> UsageRevision:
         """Changes fields of a record, as a revision: it is priced again by the cards of today, sums and
         lists follow, and the record as it was sent stays. Changes that change nothing give the revision
@@ -2398,8 +2247,6 @@ class UsageResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.correct)
         request = CorrectUsageRequest(usage_id=usage_id, reason=reason, changes=changes)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -2410,14 +2257,12 @@ class UsageResource:
 
     def revisions(
         self,
-        /,
         usage_id: str,
         *,
         organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> UsageRevisions:
         """Gives every revision of a record: as it was sent, and each repricing, correction or voiding
         since.
@@ -2429,8 +2274,6 @@ class UsageResource:
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.revisions)
         request = ListUsageRevisionsRequest(usage_id=usage_id)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -2508,11 +2351,8 @@ class AsyncUsageResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
-        **_unknown: Never,
     ) -> UsageReceipt:
         """As UsageResource.submit."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.submit)
         fields = UsageRecord()
         if organization_id is not EMPTY:
             fields.organization_id = organization_id
@@ -2596,18 +2436,14 @@ class AsyncUsageResource:
 
     async def submit_batch(
         self,
-        /,
         records: Sequence[UsageRecord],
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
-        **_unknown: Never,
     ) -> BatchReceipt:
         """As UsageResource.submit_batch."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.submit_batch)
         request = BatchSubmitUsageRequest(records=coerce.listed(records))
         response: BatchReceipt = await self._channel.unary_unary(
             methods.BATCH_SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
@@ -2616,7 +2452,6 @@ class AsyncUsageResource:
 
     def get_history(
         self,
-        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -2641,11 +2476,8 @@ class AsyncUsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> AsyncPager[ListUsageResponse, UsageRecord]:
         """As UsageResource.get_history."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.get_history)
         request = ListUsageRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -2668,18 +2500,14 @@ class AsyncUsageResource:
 
     def stream_requests(
         self,
-        /,
         requests: AsyncIterable[StreamUsageRequest],
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
-        **_unknown: Never,
     ) -> AsyncGenerator[StreamUsageResponse, None]:
         """As UsageResource.stream_requests."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.stream_requests)
         response: AsyncGenerator[StreamUsageResponse, None] = self._channel.stream_stream(
             methods.STREAM_USAGE, requests, timeout, headers, retry, idempotency_key
         )
@@ -2687,7 +2515,6 @@ class AsyncUsageResource:
 
     def export(
         self,
-        /,
         *,
         organization_id: str | Sequence[str] = (),
         provider: str | Sequence[str] = (),
@@ -2708,11 +2535,8 @@ class AsyncUsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> AsyncGenerator[UsageRecord, None]:
         """As UsageResource.export."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.export)
         request = ExportUsageRequest()
         _set_filter(
             request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
@@ -2727,7 +2551,6 @@ class AsyncUsageResource:
 
     async def void(
         self,
-        /,
         usage_id: str,
         *,
         reason: str,
@@ -2735,11 +2558,8 @@ class AsyncUsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> UsageRevision:
         """As UsageResource.void."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.void)
         request = VoidUsageRequest(usage_id=usage_id, reason=reason)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -2750,7 +2570,6 @@ class AsyncUsageResource:
 
     async def correct(
         self,
-        /,
         usage_id: str,
         *,
         reason: str,
@@ -2759,11 +2578,8 @@ class AsyncUsageResource:
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> UsageRevision:
         """As UsageResource.correct."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.correct)
         request = CorrectUsageRequest(usage_id=usage_id, reason=reason, changes=changes)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -2774,18 +2590,14 @@ class AsyncUsageResource:
 
     async def revisions(
         self,
-        /,
         usage_id: str,
         *,
         organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
-        **_unknown: Never,
     ) -> UsageRevisions:
         """As UsageResource.revisions."""
-        if _unknown:
-            raise coerce.unexpected(_unknown, self.revisions)
         request = ListUsageRevisionsRequest(usage_id=usage_id)
         if organization_id is not EMPTY:
             request.organization_id = organization_id

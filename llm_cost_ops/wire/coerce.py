@@ -5,7 +5,6 @@ it is left as it is, and the generated validator names its field.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -27,7 +26,6 @@ __all__ = [
     "moment",
     "overlaid",
     "texts",
-    "unexpected",
 ]
 
 E = TypeVar("E", bound=OpenEnum)
@@ -129,15 +127,3 @@ def listed(value: Any) -> Any:
 def mapping(value: object) -> Any:
     """A dict; none for None."""
     return {} if value is None else value
-
-
-def unexpected(unknown: Iterable[str], method: Callable[..., object]) -> TypeError:
-    """Python's error for keywords that a method does not have, with the one that may be meant."""
-    from inspect import signature
-
-    from llm_cost_ops.wire.validation import nearest
-
-    name = next(iter(unknown))
-    meant = nearest(name, signature(method).parameters)
-    suggested = f": did you mean {meant}?" if meant else ""
-    return TypeError(f"{method.__qualname__}() got an unexpected keyword argument {name!r}{suggested}")

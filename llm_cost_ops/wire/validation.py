@@ -73,11 +73,6 @@ _ELSEWHERE = {
     "user": "user_id",
     "cost": "reported_cost",
     "created": "timestamp",
-    "input": "input_tokens",
-    "output": "output_tokens",
-    "start": "start_date",
-    "end": "end_date",
-    "by": "group_by",
 }
 _WORDS = {
     datetime: "a datetime",

@@ -20,7 +20,7 @@ _IMPORTS = """\
 collections.abc AsyncGenerator AsyncIterable Generator Iterable Mapping Sequence
 datetime date datetime timedelta
 decimal Decimal
-typing Any Literal Never TypedDict
+typing Any Literal TypedDict
 $package methods
 $package.messages *
 llm_cost_ops.config RetryConfig
@@ -56,11 +56,8 @@ ${define}def $name(
     headers: Mapping[str, str] | None = None,
     retry: RetryConfig | None = UNSET,
     $key
-    **_unknown: Never,
 ) -> $result:
     $docstring
-    if _unknown:
-        raise coerce.unexpected(_unknown, self.$name)
     $request
     $sent
     return response
@@ -135,8 +132,9 @@ def _resource(service: Service, prefix: str) -> str:
     methods = "".join(_method(method, prefix) for method in service.methods)
     if listing := _listing(service):
         methods += f"\nlist = {listing}\n"
+    name = _class(service, prefix)
     comment = service.comment.partition("\n")[0] or f"The methods of {service.name}."
-    return fill(_RESOURCE, name=_class(service, prefix), comment=comment, prefix=prefix, methods=methods)
+    return fill(_RESOURCE, name=name, comment=comment, prefix=prefix, methods=methods)
 
 
 def _listing(service: Service) -> str:
@@ -207,15 +205,16 @@ def _fields(method: Method) -> list[Field]:
 
 def _parameters(method: Method, fields: list[Field], prefix: str) -> list[str]:
     if method.cardinality.startswith("stream"):
-        return ["/", f"requests: {prefix}Iterable[{method.request.name}]", "*"]
+        return [f"requests: {prefix}Iterable[{method.request.name}]", "*"]
     if method.body is not None:
         return [f"record: {method.made.name} | None = None", "/", "*", *map(_optional, fields)]
     required = [field for field in fields if field.options.rules.required]
     # What the path names comes by its place, and so does what alone is required.
     placed = [field for field in required if f"{{{field.name}}}" in method.path or len(required) == 1]
     named = [field for field in required if field not in placed]
+    rest = [_optional(field) for field in fields if field not in required]
     given = [[f"{_name(field)}: {_accepted(field)[0]}" for field in group] for group in (placed, named)]
-    return ["/", *given[0], "*", *given[1], *(_optional(field) for field in fields if field not in required)]
+    return [*given[0], "*", *given[1], *rest]
 
 
 def _optional(field: Field) -> str:
