@@ -365,17 +365,18 @@ class SumsToKeep(Totals):
 
     def __init__(self, fold: Fold) -> None:
         super().__init__()
-        self._rows = fold.rows
         self._groups = 0
         is_long = fold.last - fold.first > 1
-        self._rows_a_group = MIN_ROWS_A_GROUP_OF_LONG if is_long else MIN_ROWS_A_GROUP
-        self._max_groups = MAX_GROUPS_OF_LONG if is_long else 2**62
+        rows_a_group = MIN_ROWS_A_GROUP_OF_LONG if is_long else MIN_ROWS_A_GROUP
+        most = fold.rows // rows_a_group if rows_a_group else 2**62
+        self.most = min(most, MAX_GROUPS_OF_LONG) if is_long else most
+        """How many groups are worth keeping."""
 
     def __setitem__(self, place: tuple[Keys, int, str], amounts: list[int]) -> None:
         # What is to be taken away has groups that are there beside it.
         if place[1] >= 0 and place not in self:
             self._groups += 1
-            if self._groups * self._rows_a_group > self._rows or self._groups > self._max_groups:
+            if self._groups > self.most:
                 raise TooManyGroupsError
         super().__setitem__(place, amounts)
 
