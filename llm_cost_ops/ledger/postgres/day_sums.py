@@ -40,8 +40,37 @@ from llm_cost_ops.rules.times import QUARTERS_A_DAY
 
 __all__ = ["Kept", "counted", "decode_counts", "decode_sums", "forget", "forget_before", "try_to_begin"]
 
-Sums = list[tuple[Keys, str, list[int]]]
-"""By keys and currency, amounts as in sums.add_amounts."""
+
+class Group(msgspec.Struct, array_like=True, gc=False):
+    """The sums of a group of a span, in the order of sums.add_amounts."""
+
+    keys: Keys
+    currency: str
+    records: int
+    requests: int
+    input: int
+    output: int
+    cached: int
+    unpriced: int
+    reported: int
+    units: int
+    reported_units: int
+
+    @property
+    def amounts(self) -> list[int]:
+        """The sums alone."""
+        return [
+            self.records,
+            self.requests,
+            self.input,
+            self.output,
+            self.cached,
+            self.unpriced,
+            self.reported,
+            self.units,
+            self.reported_units,
+        ]
+
 
 Counts = dict[int, tuple[int, int]]
 """By day, how many records and revisions it has."""
@@ -191,14 +220,18 @@ class Kept:
         for bucket, span in wanted:
             org, found = sums[span]
             name = self.organizations[org].organization
-            for kept, currency, amounts in found:
-                if allowed and not all(kept[at] in values for at, values in allowed):
+            for group in found:
+                keys = group.keys
+                if allowed and not all(keys[at] in values for at, values in allowed):
                     continue
-                keys = kept
                 if not same:
-                    keys = (*kept, name)
+                    keys = (*keys, name)
                     keys = tuple([keys[at] for at in places])
-                add_amounts(totals, (keys, bucket, currency), amounts)
+                place = (keys, bucket, group.currency)
+                if place in totals:
+                    add_amounts(totals, place, group.amounts)
+                else:
+                    totals[place] = group.amounts
 
     def store(self, fold: Fold, seen: str, found: Totals | None) -> bool:
         """Keep the sums of days, or that they are not worth it; whether that was possible.
@@ -214,7 +247,7 @@ class Kept:
         days: dict[str, object] = {"first": fold.first, "last": fold.last}
         session.run(_DELETE, **place, **days, ids=fold.instead_of)
         counts = {day: both for day, both in self._counts[org].items() if fold.first <= day < fold.last}
-        sums: Sums = [(keys, currency, amounts) for (keys, _, currency), amounts in (found or {}).items()]
+        sums = [Group(keys, currency, *amounts) for (keys, _, currency), amounts in (found or {}).items()]
         session.run(
             _ADD,
             **place,
@@ -238,7 +271,7 @@ def counted(session: Session, orgs: Sequence[int], first: int, last: int) -> dic
 
 
 _COUNTS = msgspec.json.Decoder(Counts)
-_SUMS = msgspec.json.Decoder(Sums)
+_SUMS = msgspec.json.Decoder(list[Group])
 
 
 def decode_counts(text: str) -> Counts:
@@ -246,7 +279,7 @@ def decode_counts(text: str) -> Counts:
     return _COUNTS.decode(text)
 
 
-def decode_sums(text: str) -> Sums:
+def decode_sums(text: str) -> list[Group]:
     """The sums of a span."""
     return _SUMS.decode(text)
 

@@ -72,7 +72,7 @@ def _wrong_days(session: Session, org: int, name: str) -> Iterator[str]:
             continue
         fold = Fold(org, name, first, last, 2**62, [])
         found = add_up(session, fold, msgspec.json.decode(dimensions, type=Keys)) or {}
-        wrong += {(keys, currency): amounts for keys, currency, amounts in decode_sums(kept)} != {
+        wrong += {(group.keys, group.currency): group.amounts for group in decode_sums(kept)} != {
             (keys, currency): amounts for (keys, _, currency), amounts in found.items()
         }
     if wrong:

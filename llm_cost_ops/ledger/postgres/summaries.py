@@ -11,6 +11,7 @@ from datetime import datetime
 
 import psycopg
 
+from llm_cost_ops.ledger import day_spans
 from llm_cost_ops.ledger.day_spans import (
     DAY,
     MAX_PIECES,
@@ -240,7 +241,7 @@ def add_up(session: Session, fold: Fold, dimensions: Keys, kept: Kept | None = N
     """The sums of days from what is kept already and the rows, or from rows alone; None where these are too
     many to be kept.
     """
-    totals = SumsToKeep(fold)
+    totals = SumsToKeep(fold, day_spans.MIN_ROWS_A_GROUP)
     where = Filter(organization_ids=(fold.organization,))
     low, high = fold.first * DAY, fold.last * DAY
     try:

@@ -144,7 +144,6 @@ def test_every_statement_names_the_organization(postgres_url: str) -> None:
         patch.object(Session, "each", reading),
         patch("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", 1),
         patch.multiple(day_spans, MIN_ROWS=1, MIN_ROWS_OF_LONG=1, MIN_ROWS_A_GROUP=0),
-        patch.object(day_spans, "MIN_ROWS_A_GROUP_OF_LONG", 0),
         Sync(ledger=open_ledger(postgres_url)) as ledger,
     ):
         for price, least in ((3, 100), (4, 1)):

@@ -64,7 +64,6 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(day_spans, "MIN_ROWS", 2)
     monkeypatch.setattr(day_spans, "MIN_ROWS_OF_LONG", 7)
     monkeypatch.setattr(day_spans, "MIN_ROWS_A_GROUP", 1)
-    monkeypatch.setattr(day_spans, "MIN_ROWS_A_GROUP_OF_LONG", 1)
 
 
 def keeping_nothing() -> Any:
@@ -88,7 +87,6 @@ def test_answers_are_those_of_a_ledger_in_dicts(
     monkeypatch.setattr(day_spans, "MIN_ROWS", chance.choice([1, 2, 5]))
     few = seed % 4 == 3
     monkeypatch.setattr(day_spans, "MIN_ROWS_A_GROUP", 1 if few else 0)
-    monkeypatch.setattr(day_spans, "MIN_ROWS_A_GROUP_OF_LONG", 1 if few else 0)
     monkeypatch.setattr(day_spans, "MIN_ROWS_OF_LONG", chance.choice([1, 5, 20]))
     monkeypatch.setattr(day_spans, "MAX_LONG", chance.choice([1, 2, 4]))
     monkeypatch.setattr(summaries, "_FOLD_ROWS", chance.choice([1, 20, 1000]))
