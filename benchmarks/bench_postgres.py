@@ -60,7 +60,7 @@ PRICINGS = [Pricing(CostStatus.PRICED, "USD", f"card-{n}", 1) for n in range(5)]
 
 
 def entries(count: int, first: int = 0, *, days: int = 0) -> list[Entry]:
-    """Entries of a hundred calls a second, or all over so many days."""
+    """Entries of a hundred calls a second, or all over so many days with more users, tags and labels."""
     made = []
     for n in range(first, first + count):
         record = UsageRecord(
@@ -70,11 +70,13 @@ def entries(count: int, first: int = 0, *, days: int = 0) -> list[Entry]:
             input_tokens=1000 + n % 977,
             output_tokens=n % 491,
             project_id=f"project-{n % 7}",
-            user_id=f"user-{n % 50}",
+            user_id=f"user-{n % (499 if days else 50)}",
             timestamp=START
             + (timedelta(seconds=(n * 7919) % (days * 86400)) if days else timedelta(milliseconds=10 * n)),
         )
         record.total_tokens = (record.input_tokens or 0) + (record.output_tokens or 0)
+        if days:
+            record.tags, record.labels = [f"tag-{n % 6}"], {"team": f"team-{n % 9}"}
         made.append(Entry(record, uuid7(), datetime.now(UTC), 1_500_000_000 + n, PRICINGS[n % 5]))
     return made
 
@@ -281,9 +283,10 @@ def query_cases(ledger: Any) -> dict[str, Callable[[], object]]:
     days = [(month[0] + timedelta(days=n), month[0] + timedelta(days=n + 1)) for n in range(30)]
 
     def cost(
-        of: tuple[Any, Any], group_by: tuple[str, ...] = (), buckets: Any = None
+        of: tuple[Any, Any], group_by: tuple[str, ...] = (), buckets: Any = None, user: str = ""
     ) -> Callable[[], object]:
-        where = Filter(organization_ids=("acme",), start=of[0], end=of[1])
+        users = (user,) if user else ()
+        where = Filter(organization_ids=("acme",), start=of[0], end=of[1], user_ids=users)
         return lambda: drive(ledger.sums.summarize(where, group_by, buckets, context(60.0)))
 
     def page() -> object:
@@ -295,6 +298,12 @@ def query_cases(ledger: Any) -> dict[str, Callable[[], object]]:
         "30 days by model": cost(month, ("model",)),
         "30 days by day and model": cost(month, ("model",), days),
         "30 days by user": cost(month, ("user",)),
+        "30 days by user and model": cost(month, ("user", "model")),
+        "30 days by day and user": cost(month, ("user",), days),
+        "30 days by label": cost(month, ("label:team",)),
+        "30 days by tag": cost(month, ("tag",)),
+        "30 days by meter": cost(month, ("meter",)),
+        "30 days of a user": cost(month, user="user-7"),
         "all by project": cost(every, ("project",)),
         "an hour within quarters, by model": cost((hour, hour + timedelta(hours=1)), ("model",)),
         "a page of 100 records, newest first": page,
@@ -327,7 +336,11 @@ def queries(server: PostgresServer, sizes: list[int]) -> None:
                     query()
                     times.append((time.perf_counter() - began) * 1000)
                 line = f"{size:>12,} rows, {unfolded:>6,} not folded: {name}"
-                print(f"{line:<74}{min(times):>8.1f} ms best, {median(times):.1f} ms median", flush=True)
+                print(
+                    f"{line:<74}{min(times):>8.1f} ms best, {median(times):.1f} ms median, "
+                    f"{times[0]:.1f} ms first",
+                    flush=True,
+                )
             if not unfolded:
                 break
             fold_all(ledger)

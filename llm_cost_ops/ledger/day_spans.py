@@ -72,11 +72,8 @@ MIN_ROWS_A_GROUP = 4
 MIN_TRIED = 3
 """After so many days that were not worth keeping, and more than those that were, no others are tried."""
 
-MIN_ROWS_A_GROUP_OF_LONG = 8
-"""Spans of several days with fewer rows, or sums of days, a group are not kept: they would fill the file."""
-
 MAX_GROUPS_OF_LONG = 250_000
-"""Nor those with more groups."""
+"""Spans of several days with more groups are not kept."""
 
 MAX_PIECES = 100_000
 """With more pieces of time and organizations, a query reads rows: planning would take longer."""
@@ -363,19 +360,20 @@ class SumsToKeep(Totals):
     Where nearly each record has a group of its own, all of them would need much memory.
     """
 
-    def __init__(self, fold: Fold) -> None:
+    def __init__(self, fold: Fold, rows_a_group_of_long: int) -> None:
         super().__init__()
-        self._rows = fold.rows
         self._groups = 0
         is_long = fold.last - fold.first > 1
-        self._rows_a_group = MIN_ROWS_A_GROUP_OF_LONG if is_long else MIN_ROWS_A_GROUP
-        self._max_groups = MAX_GROUPS_OF_LONG if is_long else 2**62
+        rows_a_group = rows_a_group_of_long if is_long else MIN_ROWS_A_GROUP
+        most = fold.rows // rows_a_group if rows_a_group else 2**62
+        self.most = min(most, MAX_GROUPS_OF_LONG) if is_long else most
+        """How many groups are worth keeping."""
 
     def __setitem__(self, place: tuple[Keys, int, str], amounts: list[int]) -> None:
         # What is to be taken away has groups that are there beside it.
         if place[1] >= 0 and place not in self:
             self._groups += 1
-            if self._groups * self._rows_a_group > self._rows or self._groups > self._max_groups:
+            if self._groups > self.most:
                 raise TooManyGroupsError
         super().__setitem__(place, amounts)
 

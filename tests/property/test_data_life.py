@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.ledger import Filter, day_spans, open_ledger
+from llm_cost_ops.ledger.sqlite import day_sums
 from llm_cost_ops.rpc.status import RpcError
 from tests.dict_ledger import DictLedger
 from tests.ledger_suite import revise
@@ -174,7 +175,7 @@ def test_sqlite_beside_a_model(script: list[tuple[str, Any]]) -> None:
         patch.object(day_spans, "MIN_ROWS", 1),
         patch.object(day_spans, "MIN_ROWS_OF_LONG", 1),
         patch.object(day_spans, "MIN_ROWS_A_GROUP", 0),
-        patch.object(day_spans, "MIN_ROWS_A_GROUP_OF_LONG", 0),
+        patch.object(day_sums, "MIN_ROWS_A_GROUP_OF_LONG", 0),
         Sync() as ledger,
     ):
         _run(ledger, script)

@@ -41,6 +41,10 @@ _FAILURE_HOLDS = 0.2
 _PLANNED = "SET LOCAL plan_cache_mode = force_custom_plan"
 # PostgreSQL's planner compiles queries that it thinks long, which takes longer than most of ours do.
 _SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_PLANNED}; SET LOCAL jit = off"
+_KEEPING_SNAPSHOT = (
+    f"BEGIN ISOLATION LEVEL REPEATABLE READ; {_PLANNED}; SET LOCAL jit = off; "
+    "SET LOCAL synchronous_commit = off; SET LOCAL lock_timeout = 100"
+)
 # Each statement has to see what was committed before it, whatever the database's default is.
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 # Of a transaction, the last two since a role may have others: without warnings nobody is told that the wait
@@ -277,6 +281,17 @@ class Session:
             self.roll_back()
             raise
         self.run("COMMIT")
+
+    @contextmanager
+    def keeping_snapshot(self) -> Iterator[None]:
+        """The same, but that they may write what can be calculated again: nobody waits for its commit."""
+        self.run(f"{_KEEPING_SNAPSHOT}; {self._limited()}")
+        try:
+            yield
+            self.run("COMMIT")
+        except BaseException:
+            self.roll_back()
+            raise
 
     @contextmanager
     def transaction(self, *, lasting: bool = True) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """Erasing a user from rows: looked for some rows at a time, and rewritten where they are found.
 
-The counts, costs and keys of a row stay, and so do its sums.
+The counts, costs and keys of a row stay, and so do its sums; the kept sums of days, which may have users, go.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from llm_cost_ops.ledger.encoding import decode_usage, encode_struct
 from llm_cost_ops.ledger.erasure import entry_to_rewrite, erased_reason, mention_of, without_user
 from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.connection import Session
+from llm_cost_ops.ledger.postgres.day_sums import forget
 from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.listing import two_numbers
 from llm_cost_ops.ledger.postgres.revise import Name, lock_records, names_of
@@ -76,6 +77,7 @@ def erase(
             )
         )
         touched = Counter(named[org] for org, _ in changed)
+        forget(session, named)
         add_events(session, audit.erased(touched, subject, at, actor))
     return len(changed)
 

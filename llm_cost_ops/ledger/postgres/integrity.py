@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
+
+from llm_cost_ops.ledger.day_spans import Fold, Keys
 from llm_cost_ops.ledger.encoding import usage_id
 from llm_cost_ops.ledger.postgres.connection import Session
+from llm_cost_ops.ledger.postgres.day_sums import counted, decode_counts, decode_sums
 from llm_cost_ops.ledger.postgres.interning import organization_ids
+from llm_cost_ops.ledger.postgres.summaries import add_up
 from llm_cost_ops.ledger.postgres.sums import DAYS, QUARTERS, day_sql, newest, quarter_sql
 
 __all__ = ["find_faults"]
@@ -22,8 +27,13 @@ def find_faults(session: Session) -> Iterator[str]:
     with session.snapshot():
         for org in organization_ids(session, ()):
             [(name,)] = session.rows("SELECT name FROM llm_cost_ops.organization WHERE id = %s", org)
-            for fault in (*_wrong_sums(session, org), *_wrong_rows(session, org, name)):
-                yield f"{name}: {fault}"
+            yield from (f"{name}: {fault}" for fault in _faults_of(session, org, name))
+
+
+def _faults_of(session: Session, org: int, name: str) -> Iterator[str]:
+    yield from _wrong_sums(session, org)
+    yield from _wrong_days(session, org, name)
+    yield from _wrong_rows(session, org, name)
 
 
 def _wrong_sums(session: Session, org: int) -> Iterator[str]:
@@ -46,6 +56,27 @@ def _wrong_sums(session: Session, org: int) -> Iterator[str]:
         [(count,)] = session.rows(f"SELECT count(*) FROM ({one} EXCEPT {other}) x", org=org)
         if count:
             yield f"{count} sums {text}"
+
+
+_SPANS = (
+    "SELECT d.dimensions, d.first, d.last, d.counts, d.sums FROM llm_cost_ops.day_span d "
+    "WHERE d.org = %s AND d.groups IS NOT NULL"
+)
+
+
+def _wrong_days(session: Session, org: int, name: str) -> Iterator[str]:
+    """Kept sums of days that hold all of their records, and are not what these add up to."""
+    wrong = 0
+    for dimensions, first, last, counts, kept in session.rows(_SPANS, org):
+        if decode_counts(counts) != counted(session, [org], first, last)[org]:
+            continue
+        fold = Fold(org, name, first, last, 2**62, [])
+        found = add_up(session, fold, msgspec.json.decode(dimensions, type=Keys)) or {}
+        wrong += {(group.keys, group.currency): group.amounts for group in decode_sums(kept)} != {
+            (keys, currency): amounts for (keys, _, currency), amounts in found.items()
+        }
+    if wrong:
+        yield f"the sums of {wrong} kept days are not those of the rows"
 
 
 def _levels(quarters: str) -> str:

@@ -1,4 +1,4 @@
-"""The ids of what many rows share: organizations, series, pricings. Their rows never change."""
+"""The ids of what many rows share: organizations, series, pricings. None of them ever changes."""
 
 from __future__ import annotations
 

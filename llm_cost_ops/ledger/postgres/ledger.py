@@ -12,12 +12,20 @@ from typing import TypeVar
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.batches import append_as_batch
-from llm_cost_ops.ledger.postgres import cards, erasing, integrity, listing, retaining, revisions, sums
+from llm_cost_ops.ledger.postgres import (
+    cards,
+    erasing,
+    integrity,
+    listing,
+    retaining,
+    revisions,
+    summaries,
+    sums,
+)
 from llm_cost_ops.ledger.postgres.api_keys import PostgresKeys
 from llm_cost_ops.ledger.postgres.append import Answer, Appender, PostgresBatch
 from llm_cost_ops.ledger.postgres.audit import add_events, audit_events
 from llm_cost_ops.ledger.postgres.connection import Database, Session
-from llm_cost_ops.ledger.postgres.meter_sums import summarize_meters
 from llm_cost_ops.ledger.postgres.revise import revise
 from llm_cost_ops.ledger.postgres.workers import Ticket, Workers, until_of
 from llm_cost_ops.ledger.types import (
@@ -312,6 +320,10 @@ class PostgresLedger:
             with session.snapshot():
                 return query(session)
 
+        return await self.run(job, context)
+
+    async def run(self, job: Callable[[Session], T], context: CallContext) -> T:
+        """Run a job that reads, in transactions of its own."""
         return await self._workers.run(job, context)
 
     def __repr__(self) -> str:
@@ -334,9 +346,8 @@ class PostgresSums:
         context: CallContext,
     ) -> list[tuple[tuple[str, ...], int, Amounts]]:
         """Exact sums per group, bucket and currency; see Sums."""
-        summarize = summarize_meters if "meter" in group_by else sums.summarize
-        query = partial(summarize, where=where, group_by=group_by, buckets=buckets)
-        return await self._ledger.read(query, context)
+        job = partial(summaries.summarize, where=where, group_by=group_by, buckets=buckets)
+        return await self._ledger.run(job, context)
 
     async def occupied(self, where: Filter, width: int, context: CallContext) -> list[int]:
         """The stretches of time that hold records; see Sums."""
@@ -344,4 +355,4 @@ class PostgresSums:
 
     async def count(self, where: Filter, context: CallContext, max_rows: int | None = None) -> int:
         """How many records the filter lets through, however many have to be read; see Sums."""
-        return await self._ledger.read(partial(sums.count, where=where), context)
+        return await self._ledger.read(partial(summaries.count, where=where), context)

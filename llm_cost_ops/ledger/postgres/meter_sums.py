@@ -3,81 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from itertools import product
 from typing import Any
 
 from llm_cost_ops._gen.messages import UsageRecord
+from llm_cost_ops.ledger.day_spans import Keys, Totals
 from llm_cost_ops.ledger.encoding import decode_usage
-from llm_cost_ops.ledger.pieces import pieces_of
 from llm_cost_ops.ledger.postgres.cards import kept_card
 from llm_cost_ops.ledger.postgres.connection import Session
-from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.rows import units_sql
 from llm_cost_ops.ledger.postgres.sums import (
-    PIECES_OF_ROWS,
     SERIES_COLUMNS,
-    Keys,
-    check_removed,
+    Rows,
+    add_amounts,
     newest,
-    pieces_sql,
     record_conditions,
     series_conditions,
 )
-from llm_cost_ops.ledger.shares import add_share, shares_of
-from llm_cost_ops.ledger.types import Amounts, Filter
+from llm_cost_ops.ledger.shares import Share, shares_of
+from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.pricing.pricebook import CompiledCard
-from llm_cost_ops.rules.limits import check_amounts
 
-__all__ = ["summarize_meters"]
+__all__ = ["add_meter_rows"]
 
 
-def summarize_meters(
-    session: Session,
-    where: Filter,
-    group_by: tuple[str, ...],
-    buckets: Sequence[tuple[datetime, datetime]] | None,
-) -> list[tuple[Keys, int, Amounts]]:
-    """The sums of each group, bucket and currency that has any, by bucket and keys."""
+def add_meter_rows(
+    session: Session, where: Filter, group_by: Keys, rows: Rows, totals: Totals, orgs: Sequence[int]
+) -> None:
+    """Add what rows of organizations hold."""
     cards = _Cards(session)
-    totals: dict[tuple[int, Keys, str], Amounts] = {}
     # The cards are looked up first: no other query can run between two rows.
-    for bucket, currency, pricing, units, data, *dimensions in _rows(session, where, buckets, cards):
+    for bucket, currency, pricing, units, data, *dimensions in _rows(session, where, rows, orgs, cards):
         record: UsageRecord = decode_usage(data)
         shares = shares_of(record, cards.found[pricing], units)
         named = dict(zip(SERIES_COLUMNS, dimensions, strict=True))
+        reported = named["status"] == "reported"
         for keys in product(*_values(group_by, record, named, shares)):
             share = shares[keys[group_by.index("meter")]]
-            place = (bucket, keys, currency)
-            sums = totals.get(place)
-            if sums is None:
-                sums = totals[place] = Amounts(currency=currency)
-            add_share(sums, share, record.request_count or 1, reported=named["status"] == "reported")
-    for sums in totals.values():
-        check_amounts(sums)
-    return [(keys, bucket, totals[bucket, keys, currency]) for bucket, keys, currency in sorted(totals)]
+            place = (keys, bucket, currency)
+            add_amounts(totals, place, _amounts(share, record.request_count or 1, reported=reported))
+
+
+def _amounts(share: Share, requests: int, *, reported: bool) -> tuple[int, ...]:
+    put_in, put_out, cached, units, unpriced = share
+    of_reported = (requests, units) if reported else (0, 0)
+    return (
+        1,
+        requests,
+        put_in,
+        put_out,
+        cached,
+        requests if unpriced else 0,
+        of_reported[0],
+        units,
+        of_reported[1],
+    )
 
 
 def _rows(
-    session: Session,
-    where: Filter,
-    buckets: Sequence[tuple[datetime, datetime]] | None,
-    cards: _Cards,
+    session: Session, where: Filter, rows: Rows, orgs: Sequence[int], cards: _Cards
 ) -> Iterator[tuple[Any, ...]]:
-    orgs = organization_ids(session, where.organization_ids)
-    pieces = list(pieces_of(where, buckets))
-    check_removed(session, where, pieces, needs_rows=True)
-    if not orgs or not pieces:
-        return
     cost = newest(session, orgs)
     conditions, parameters = record_conditions(where)
     of_series, named = series_conditions(where)
     more = "".join(f" AND {condition}" for condition in [*conditions, *of_series])
     source = (
-        f"FROM {PIECES_OF_ROWS}{cost.join} {cost.join_series} "
+        f"FROM {rows.source}{cost.join} {cost.join_series} "
         f"JOIN llm_cost_ops.organization o ON o.id = u.org WHERE s.org = ANY(%(orgs)s){more}"
     )
-    values = pieces_sql(pieces) | parameters | named | {"orgs": orgs}
+    values = rows.parameters | parameters | named | {"orgs": list(orgs)}
     cards.look_up([row[0] for row in session.rows(f"SELECT DISTINCT {cost.pricing} {source}", **values)])
     columns = f"g.bucket, s.currency, {cost.pricing}, {units_sql(cost.cost)}, u.record"
     yield from session.each(f"SELECT {columns}, {', '.join(SERIES_COLUMNS.values())} {source}", values)

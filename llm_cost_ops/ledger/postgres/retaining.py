@@ -13,6 +13,7 @@ from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.encoding import from_micros, to_micros
 from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.connection import Session
+from llm_cost_ops.ledger.postgres.day_sums import forget_before
 from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.revise import lock_records, names_of
 from llm_cost_ops.ledger.postgres.sums import newest, quarter_sql
@@ -77,6 +78,8 @@ def remove(
                 number = _remove(session, org, moment, limit)
                 if number and _begins(session, organization, moment):
                     add_events(session, [audit.retention_applied(organization, before, at, actor)])
+                if number:
+                    forget_before(session, org, moment)
         return number
     return 0
 

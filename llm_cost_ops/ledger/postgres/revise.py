@@ -26,7 +26,6 @@ __all__ = [
     "add_revisions",
     "after_revision",
     "lock_records",
-    "move_sums",
     "names_of",
     "revise",
 ]
@@ -58,6 +57,7 @@ _DELTA = {
     "cached": "bigint",
     "unpriced": "bigint",
     "cost": "numeric",
+    "revisions": "bigint",
 }
 
 
@@ -192,24 +192,25 @@ def add_revisions(session: Session, revisions: Sequence[NewRevision]) -> None:
         if each.content is not None:
             _replace(session, each, each.content)
     session.run(_ADD_REVISIONS, **_columns(_REVISION, [_row(each) for each in revisions]))
-    move_sums(session, [(each.name[0], each.ts, each.before, each.after) for each in revisions])
+    _move_sums(session, [(each.name[0], each.ts, each.before, each.after) for each in revisions])
 
 
-def move_sums(session: Session, moves: Sequence[tuple[int, int, Counted, Counted]]) -> None:
+def _move_sums(session: Session, moves: Sequence[tuple[int, int, Counted, Counted]]) -> None:
     """Have the sums follow records of organizations, by their times, from what they counted as before to what
-    they count as after.
+    they count as after their revisions.
     """
     sums: dict[tuple[int, int, int], list[int]] = {}
     for org, ts, before, after in moves:
         for counted, sign in ((before, -1), (after, 1)):
             series, *counts, units = counted
             amounts = [1, *counts, counts[0] if units is None else 0, units or 0]
-            totals = sums.setdefault((org, ts // QUARTER, series), [0] * 7)
+            totals = sums.setdefault((org, ts // QUARTER, series), [0] * 8)
             for at, amount in enumerate(amounts):
                 totals[at] += sign * amount
+            totals[7] += sign == 1
     changed = sorted((place, amounts) for place, amounts in sums.items() if any(amounts))
     if changed:
-        rows = [(*place, *amounts[:6], cost_text(amounts[6])) for place, amounts in changed]
+        rows = [(*place, *amounts[:6], cost_text(amounts[6]), amounts[7]) for place, amounts in changed]
         session.run(_ADD_DELTAS, **_columns(_DELTA, rows))
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "LOCK_CARDS",
     "LOCK_FOLD",
     "LOCK_SCHEMA",
+    "LOCK_SPANS",
     "MIGRATIONS",
     "RESTORED",
     "VERSION",
@@ -27,8 +28,9 @@ MIGRATIONS: tuple[str, ...] = ()
 
 VERSION = 1 + len(MIGRATIONS)
 
-LOCK_SCHEMA, LOCK_CARDS, LOCK_FOLD = 0x4C434F01, 0x4C434F02, 0x4C434F03
-"""Advisory locks: whoever makes or migrates tables; appends (shared) and adding a card; folding sums."""
+LOCK_SCHEMA, LOCK_CARDS, LOCK_FOLD, LOCK_SPANS = 0x4C434F01, 0x4C434F02, 0x4C434F03, 0x4C434F04
+"""Advisory locks: whoever makes or migrates tables; appends (shared) and adding a card; folding sums; adding
+up sums of days."""
 
 _LOOK = """
     SELECT EXISTS (
@@ -41,10 +43,12 @@ _LOOK = """
 
 
 RESTORED = (
-    "SELECT EXISTS (SELECT 1 FROM llm_cost_ops.usage WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))"
+    "SELECT EXISTS (SELECT 1 FROM llm_cost_ops.usage WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())) "
+    "OR EXISTS (SELECT 1 FROM llm_cost_ops.day_span "
+    "WHERE pg_snapshot_xmax(seen) > pg_snapshot_xmax(pg_current_snapshot()))"
 )
-"""Whether rows say that they are of transactions which are still to come: those of the server that a dump was
-made of. (An index answers; it asks about every organization.)"""
+"""Whether rows or kept sums say that they are of transactions which are still to come: those of the server
+that a dump was made of. (An index answers about rows; it asks about every organization.)"""
 
 _BEHIND = "(x.xid, x.seq) > (c.xid, c.seq)"
 # In the order of their numbers, which rows of one transaction have; consumers go on before the first row that
@@ -56,7 +60,8 @@ _RENUMBER = f"""
     );
     UPDATE llm_cost_ops.consumer SET xid = '3';
     UPDATE llm_cost_ops.usage SET xid = '3';
-    UPDATE llm_cost_ops.revision SET xid = '3'
+    UPDATE llm_cost_ops.revision SET xid = '3';
+    DELETE FROM llm_cost_ops.day_span
 """
 
 

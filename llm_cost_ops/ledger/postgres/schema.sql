@@ -12,7 +12,8 @@ CREATE TABLE llm_cost_ops.meta (
 
 CREATE TABLE llm_cost_ops.organization (
     id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    name text NOT NULL UNIQUE
+    name text NOT NULL UNIQUE,
+    forgotten bigint NOT NULL DEFAULT 0     -- how often its rows of day_span were deleted
 );
 
 -- What sums are kept by: a row per combination that occurs. Rows never change.
@@ -110,7 +111,8 @@ CREATE TABLE llm_cost_ops.revision (
 );
 CREATE INDEX revision_commit ON llm_cost_ops.revision (xid, seq);
 
--- Sums. level 0: bucket is a quarter of an hour since 1970; 1: a day of UTC.
+-- Sums. level 0: bucket is a quarter of an hour since 1970; 1: a day of UTC. revisions is how many revisions
+-- records of the bucket have had.
 CREATE TABLE llm_cost_ops.rollup (
     org int NOT NULL,
     level smallint NOT NULL,
@@ -123,6 +125,7 @@ CREATE TABLE llm_cost_ops.rollup (
     cached numeric(38, 0) NOT NULL,
     unpriced numeric(38, 0) NOT NULL,
     cost numeric(38, 12) NOT NULL,
+    revisions bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (org, level, bucket, series)
 ) WITH (fillfactor = 70);
 
@@ -138,9 +141,27 @@ CREATE TABLE llm_cost_ops.delta (
     output numeric(38, 0) NOT NULL,
     cached numeric(38, 0) NOT NULL,
     unpriced numeric(38, 0) NOT NULL,
-    cost numeric(38, 12) NOT NULL
+    cost numeric(38, 12) NOT NULL,
+    revisions bigint NOT NULL DEFAULT 0
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 CREATE INDEX delta_bucket ON llm_cost_ops.delta (org, bucket);
+
+-- Kept sums of days [first, last) of UTC by dimensions, a JSON list (ledger/postgres/day_sums.py): those of the
+-- rows that a snapshot saw. counts has by day how many records and revisions it saw; groups is NULL where there
+-- are too many to be kept, else their number, and sums has them as JSON. Rows may be deleted at any time.
+CREATE TABLE llm_cost_ops.day_span (
+    org int NOT NULL,
+    id bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
+    dimensions text NOT NULL,
+    first int NOT NULL,
+    last int NOT NULL,
+    seen pg_snapshot NOT NULL,
+    counts text NOT NULL,
+    groups int,
+    sums text,
+    PRIMARY KEY (org, id),
+    UNIQUE (org, dimensions, first, last)
+);
 
 -- For how many days an organization's records are kept, 0 for ever, and the moment before which they were
 -- removed, NULL where none were.

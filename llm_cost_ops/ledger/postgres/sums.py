@@ -7,39 +7,37 @@ reads in one snapshot, in which what was folded is in rollup and the rest in del
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from llm_cost_ops.ledger.encoding import to_micros
-from llm_cost_ops.ledger.pieces import Piece, pieces_of
+from llm_cost_ops.ledger.day_spans import Keys, SumsToKeep, TooManyGroupsError, Totals
+from llm_cost_ops.ledger.pieces import Piece
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
-from llm_cost_ops.ledger.postgres.interning import organization_ids
-from llm_cost_ops.ledger.postgres.rows import units_sql
+from llm_cost_ops.ledger.postgres.rows import text_array, units_sql
 from llm_cost_ops.ledger.retention import check_known
-from llm_cost_ops.ledger.types import Amounts, Filter
+from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.status import invalid_argument
-from llm_cost_ops.rules.limits import check_amounts
-from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, cover
+from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY
 
 __all__ = [
     "DAYS",
-    "PIECES_OF_ROWS",
     "QUARTERS",
     "SERIES_COLUMNS",
-    "Keys",
     "Newest",
+    "Rows",
+    "SumQuery",
+    "add_amounts",
     "check_removed",
-    "count",
     "day_sql",
     "figures",
     "fold",
     "newest",
-    "pieces_sql",
     "quarter_sql",
     "record_conditions",
+    "removed",
+    "rows_of",
+    "rows_of_rests",
     "series_conditions",
-    "summarize",
 ]
 
 QUARTERS, DAYS = 0, 1
@@ -97,21 +95,22 @@ def day_sql(quarter: str) -> str:
 
 
 _DAY = day_sql("bucket")
-_TOTALS = ", ".join(f"sum({name}) AS {name}" for name in _AMOUNTS)
+_FOLDED = (*_AMOUNTS, "revisions")
+_TOTALS = ", ".join(f"sum({name}) AS {name}" for name in _FOLDED)
 _MAX_FOLDED = 20_000
 _FOLD = f"""
     WITH gone AS (
         DELETE FROM llm_cost_ops.delta WHERE org = %(org)s AND ctid = ANY(ARRAY(
             SELECT d.ctid FROM llm_cost_ops.delta d WHERE d.org = %(org)s LIMIT {_MAX_FOLDED}
         )) RETURNING *
-    ), added (level, bucket, series, {", ".join(_AMOUNTS)}) AS (
+    ), added (level, bucket, series, {", ".join(_FOLDED)}) AS (
         SELECT {QUARTERS}, bucket, series, {_TOTALS} FROM gone GROUP BY bucket, series
         UNION ALL SELECT {DAYS}, {_DAY}, series, {_TOTALS} FROM gone GROUP BY {_DAY}, series
     )
-    INSERT INTO llm_cost_ops.rollup AS r (org, level, bucket, series, {", ".join(_AMOUNTS)})
+    INSERT INTO llm_cost_ops.rollup AS r (org, level, bucket, series, {", ".join(_FOLDED)})
     SELECT %(org)s, added.* FROM added ORDER BY level, bucket, series
     ON CONFLICT (org, level, bucket, series) DO UPDATE SET
-    {", ".join(f"{name} = r.{name} + excluded.{name}" for name in _AMOUNTS)}
+    {", ".join(f"{name} = r.{name} + excluded.{name}" for name in _FOLDED)}
 """
 
 
@@ -138,9 +137,6 @@ def figures(session: Session) -> tuple[int, int]:
     return unfolded, size
 
 
-Keys = tuple[str, ...]
-Totals = dict[tuple[Keys, int, str], list[int]]
-
 SERIES_COLUMNS = {
     "organization": "o.name",
     "provider": "s.provider",
@@ -156,62 +152,16 @@ SERIES_COLUMNS = {
 
 def check_removed(session: Session, where: Filter, pieces: Iterable[Piece], *, needs_rows: bool) -> None:
     """FAILED_PRECONDITION where the answer would lack removed records."""
-    removed = _removed(session, where)
-    if removed:
-        check_known(removed, pieces, needs_rows=needs_rows)
+    moments = removed(session, where)
+    if moments:
+        check_known(moments, pieces, needs_rows=needs_rows)
 
 
-def _removed(session: Session, where: Filter) -> dict[str, int]:
+def removed(session: Session, where: Filter) -> dict[str, int]:
     """By organization of the filter, the moment before which records were removed."""
     found = session.rows("SELECT org, removed FROM llm_cost_ops.retention WHERE removed IS NOT NULL")
     wanted = where.organization_ids
-    return {org: removed for org, removed in found if not wanted or org in wanted}
-
-
-def summarize(
-    session: Session,
-    where: Filter,
-    group_by: tuple[str, ...],
-    buckets: Sequence[tuple[datetime, datetime]] | None,
-) -> list[tuple[Keys, int, Amounts]]:
-    """The sums of each group, bucket and currency that has any, by bucket and keys."""
-    totals = _totals(session, where, group_by, buckets)
-    found = []
-    for (keys, bucket, currency), amounts in sorted(totals.items(), key=_by_bucket):
-        records, requests, put_in, put_out, cached, unpriced, reported, units, reported_units = amounts
-        # Repricing leaves sums of nothing behind.
-        if records:
-            sums = Amounts(
-                requests=requests,
-                input_tokens=put_in,
-                output_tokens=put_out,
-                cached_tokens=cached,
-                unpriced_requests=unpriced,
-                units=units,
-                reported_requests=reported,
-                reported_units=reported_units,
-                currency=currency,
-            )
-            check_amounts(sums)
-            found.append((keys, bucket, sums))
-    return found
-
-
-def _by_bucket(item: tuple[tuple[Keys, int, str], list[int]]) -> tuple[int, Keys, str]:
-    (keys, bucket, currency), _ = item
-    return bucket, keys, currency
-
-
-def count(session: Session, where: Filter) -> int:
-    """How many records the filter lets through, of those that were not removed."""
-    start = None if where.start is None else to_micros(where.start)
-    if any(start is None or start < moment for moment in _removed(session, where).values()):
-        # The sums hold more than is there.
-        query = _SumQuery(session, where, ())
-        if query.orgs:
-            query.add_rows(list(pieces_of(where, None)))
-        return sum(amounts[0] for amounts in query.totals.values())
-    return sum(amounts[0] for amounts in _totals(session, where, (), None).values())
+    return {org: moment for org, moment in found if not wanted or org in wanted}
 
 
 def series_conditions(where: Filter) -> tuple[list[str], dict[str, object]]:
@@ -252,55 +202,63 @@ def record_conditions(where: Filter) -> tuple[list[str], dict[str, object]]:
     return conditions, parameters
 
 
-def _totals(
-    session: Session,
-    where: Filter,
-    group_by: tuple[str, ...],
-    buckets: Sequence[tuple[datetime, datetime]] | None,
-) -> Totals:
-    query = _SumQuery(session, where, group_by)
-    pieces = list(pieces_of(where, buckets))
-    check_removed(session, where, pieces, needs_rows=query.needs_rows)
-    if not query.orgs or not pieces:
-        return query.totals
-    if query.needs_rows:
-        query.add_rows(pieces)
-        return query.totals
-    rows: list[Piece] = []
-    quarters: list[Piece] = []
-    days: list[Piece] = []
-    for bucket, low, high in pieces:
-        parts = cover(low, high)
-        rows += ((bucket, *part) for part in parts.rows)
-        days += ((bucket, *part) for part in parts.days)
-        quarters += ((bucket, *part) for part in parts.quarters)
-    # How many rows an interval has is not known when the query is planned: one by one in the order of
-    # the index they take twice the time. Records are read in that order.
-    session.run("SET LOCAL enable_indexscan = off")
-    query.add_rollups(QUARTERS, quarters)
-    query.add_rollups(DAYS, days)
-    session.run("SET LOCAL enable_indexscan = on; SET LOCAL enable_seqscan = off")
-    query.add_rows(rows, few=True)
-    return query.totals
-
-
-PIECES = "unnest(%(buckets)s::int[], %(lows)s::bigint[], %(highs)s::bigint[]) AS g (bucket, low, high)"
+_PIECES = "unnest(%(buckets)s::int[], %(lows)s::bigint[], %(highs)s::bigint[]) AS g (bucket, low, high)"
 
 
 # least and most are those of all pieces: of a piece the planner takes any for a ninth of the table.
-PIECES_OF_ROWS = (
-    f"{PIECES} JOIN llm_cost_ops.usage u ON u.org = ANY(%(orgs)s) AND u.ts >= g.low AND u.ts < g.high "
+_PIECES_OF_ROWS = (
+    f"{_PIECES} JOIN llm_cost_ops.usage u ON u.org = ANY(%(orgs)s) AND u.ts >= g.low AND u.ts < g.high "
     "AND u.ts >= %(least)s AND u.ts < %(most)s"
 )
 # For pieces far apart that hold few records each. OFFSET 0 has each looked for by itself.
 _PIECES_OF_FEW_ROWS = (
-    f"{PIECES} CROSS JOIN LATERAL (SELECT u.* FROM llm_cost_ops.usage u WHERE u.org = ANY(%(orgs)s) "
+    f"{_PIECES} CROSS JOIN LATERAL (SELECT u.* FROM llm_cost_ops.usage u WHERE u.org = ANY(%(orgs)s) "
     "AND u.ts >= g.low AND u.ts < g.high OFFSET 0) AS u"
+)
+_RESTS = (
+    "unnest(%(buckets)s::int[], %(lows)s::bigint[], %(highs)s::bigint[], %(owners)s::int[]{seen}) "
+    "AS g (bucket, low, high, org{column}) JOIN llm_cost_ops.usage u ON u.org = ANY(%(owners)s::int[]) "
+    "AND u.org = g.org AND u.ts >= g.low AND u.ts < g.high AND u.ts >= %(least)s AND u.ts < %(most)s"
+)
+_RESTS_OF_ROWS = _RESTS.format(seen="", column="")
+# Where there are few of them, they are looked for by their transactions.
+_RESTS_OF_NEW_ROWS = (
+    _RESTS.format(seen=", %(seen)s::pg_snapshot[]", column=", seen")
+    + " AND u.xid >= %(oldest)s::text::xid8 AND NOT pg_visible_in_snapshot(u.xid, g.seen)"
 )
 
 
-def pieces_sql(pieces: Sequence[Piece], edge: int = _MAX_TS) -> dict[str, object]:
-    """The parameters of PIECES; an open end lies at `edge`."""
+class Rows(NamedTuple):
+    """SQL for rows of `usage u` in pieces `g` of buckets, and its parameters."""
+
+    source: str
+    parameters: dict[str, object]
+
+
+def rows_of(pieces: Sequence[Piece], *, few: bool = False) -> Rows:
+    """The rows of pieces in all organizations of a query; `few` says that each piece has few."""
+    return Rows(_PIECES_OF_FEW_ROWS if few else _PIECES_OF_ROWS, _pieces_sql(pieces))
+
+
+def rows_of_rests(rests: Sequence[tuple[int, int, int, int, int]], snapshots: Sequence[str]) -> list[Rows]:
+    """The rows of what spans leave, as Rest.of_organizations has it, where spans are `after` a snapshot."""
+    found = []
+    for few in (False, True):
+        some = [rest for rest in rests if bool(rest[4]) is few]
+        if not some:
+            continue
+        parameters = _pieces_sql([rest[:3] for rest in some])
+        parameters["owners"] = [rest[3] for rest in some]
+        if few:
+            seen = [snapshots[rest[4] - 1] for rest in some]
+            parameters["seen"] = text_array(seen)
+            parameters["oldest"] = str(min(int(snapshot.partition(":")[0]) for snapshot in seen))
+        found.append(Rows(_RESTS_OF_NEW_ROWS if few else _RESTS_OF_ROWS, parameters))
+    return found
+
+
+def _pieces_sql(pieces: Sequence[Piece], edge: int = _MAX_TS) -> dict[str, object]:
+    """The parameters of _PIECES; an open end lies at `edge`."""
     lows = [-edge if low is None else low for _, low, _ in pieces]
     highs = [edge if high is None else high for _, _, high in pieces]
     return {
@@ -312,23 +270,22 @@ def pieces_sql(pieces: Sequence[Piece], edge: int = _MAX_TS) -> dict[str, object
     }
 
 
-class _SumQuery:
+class SumQuery:
     """A query while it is answered; what it finds is added to `totals`."""
 
-    def __init__(self, session: Session, where: Filter, group_by: tuple[str, ...]) -> None:
+    def __init__(
+        self, session: Session, where: Filter, group_by: Keys, totals: Totals, orgs: Sequence[int]
+    ) -> None:
         self._session = session
         self._where = where
-        self.totals: Totals = {}
-        self.needs_rows = bool(
-            where.user_ids or where.tags or where.labels or set(group_by) - SERIES_COLUMNS.keys()
-        )
+        self._totals = totals
+        self._orgs = list(orgs)
         self._joins = ""
         self._parameters: dict[str, object] = {}
         # Of rows, what series do not hold; and each key, of a series or of the rows.
         self._columns: list[str] = []
         self._keys = [self._key(name) for name in group_by]
         self._named = "organization" in group_by
-        self.orgs = organization_ids(session, where.organization_ids)
 
     def _key(self, name: str) -> str:
         if name in SERIES_COLUMNS:
@@ -355,7 +312,7 @@ class _SumQuery:
         width = 1 if level == QUARTERS else QUARTERS_A_DAY
         amounts = ", ".join(_AMOUNTS)
         source = f"""
-            {PIECES} CROSS JOIN LATERAL (
+            {_PIECES} CROSS JOIN LATERAL (
                 SELECT org, series, {amounts} FROM llm_cost_ops.rollup WHERE org = ANY(%(orgs)s)
                 AND level = %(level)s AND bucket >= g.low AND bucket < g.high
                 UNION ALL
@@ -363,21 +320,19 @@ class _SumQuery:
                 AND bucket >= g.low * {width} AND bucket < g.high * {width}
             ) u
         """
-        parameters = pieces_sql(pieces, _OPEN) | {"level": level}
+        parameters = _pieces_sql(pieces, _OPEN) | {"level": level}
         self._sum(source, "u.series", [f"u.{name}" for name in _AMOUNTS], parameters)
 
-    def add_rows(self, pieces: list[Piece], *, few: bool = False) -> None:
-        """Add what rows hold, one by one; `few` says that each piece has few."""
-        if not pieces:
-            return
-        cost = newest(self._session, self.orgs)
+    def add_rows(self, rows: Rows) -> None:
+        """Add what rows hold, one by one."""
+        cost = newest(self._session, self._orgs)
         conditions, parameters = record_conditions(self._where)
-        source = f"{_PIECES_OF_FEW_ROWS if few else PIECES_OF_ROWS}{cost.join}{self._joins}"
+        source = f"{rows.source}{cost.join}{self._joins}"
         if conditions:
             source += f" WHERE {' AND '.join(conditions)}"
         unpriced = f"CASE WHEN {cost.cost} IS NULL THEN u.requests ELSE 0 END"
         amounts = ["1", "u.requests", "u.input", "u.output", "u.cached", unpriced, cost.cost]
-        self._sum(source, cost.series, amounts, parameters | pieces_sql(pieces))
+        self._sum(source, cost.series, amounts, parameters | rows.parameters)
 
     def _sum(self, source: str, series: str, amounts: Sequence[str], parameters: dict[str, object]) -> None:
         """Add up by series first: joined before, a table without statistics was read once for each series."""
@@ -391,6 +346,8 @@ class _SumQuery:
             units_sql("sum(f.cost)"),
             units_sql(f"sum(f.cost){reported}"),
         ]
+        most = self._totals.most if isinstance(self._totals, SumsToKeep) else None
+        limit = "" if most is None else f" LIMIT {most + 1}"
         names = "JOIN llm_cost_ops.organization o ON o.id = f.org " if self._named else ""
         rows = self._session.rows(
             f"WITH found AS MATERIALIZED (SELECT g.bucket, u.org, {series} AS series{columns}, {inner} "
@@ -398,19 +355,28 @@ class _SumQuery:
             f"SELECT {', '.join(['f.bucket', 's.currency', *self._keys, *outer])} FROM found f "
             f"JOIN llm_cost_ops.series s ON s.org = f.org AND s.id = f.series {names}"
             f"WHERE {' AND '.join(['s.org = ANY(%(orgs)s)', *of_series])} "
-            f"GROUP BY {_ordinals(2 + len(self._keys))}",
-            orgs=self.orgs,
+            f"GROUP BY {_ordinals(2 + len(self._keys))}{limit}",
+            orgs=self._orgs,
             **parameters,
             **named,
             **self._parameters,
         )
+        if most is not None and len(rows) > most:
+            raise TooManyGroupsError
         for row in rows:
-            self._add(row[0], row[1], row[2:-9], row[-9:])
+            add_amounts(self._totals, (row[2:-9], row[0], row[1]), row[-9:])
 
-    def _add(self, bucket: int, currency: str, keys: Keys, amounts: Sequence[Any]) -> None:
-        sums = self.totals.setdefault((keys, bucket, currency), [0] * 9)
-        for at, amount in enumerate(amounts):
-            sums[at] += amount or 0
+
+def add_amounts(totals: Totals, place: tuple[Keys, int, str], amounts: Sequence[int | None]) -> None:
+    """Add amounts where they belong: records, requests, input, output and cached tokens, unpriced requests,
+    reported ones, units, and those of reported requests.
+    """
+    sums = totals.get(place)
+    if sums is None:
+        totals[place] = [amount or 0 for amount in amounts]
+        return
+    for at, amount in enumerate(amounts):
+        sums[at] += amount or 0
 
 
 def _ordinals(count: int) -> str:

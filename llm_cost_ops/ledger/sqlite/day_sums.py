@@ -36,6 +36,7 @@ from llm_cost_ops.ledger.sqlite.sums import PICOS, TOTALS, add_amounts
 from llm_cost_ops.ledger.types import Filter
 
 __all__ = [
+    "MIN_ROWS_A_GROUP_OF_LONG",
     "Folded",
     "add_kept",
     "check_storable",
@@ -46,6 +47,9 @@ __all__ = [
     "times_forgotten",
     "to_fold",
 ]
+
+MIN_ROWS_A_GROUP_OF_LONG = 8
+"""Spans of several days with fewer rows, or sums of days, a group are not kept: they would fill the file."""
 
 _MAX_AMOUNT = 2**62
 

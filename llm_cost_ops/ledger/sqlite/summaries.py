@@ -100,7 +100,7 @@ def fold(
     for each in folds:
         days: list[Piece] = [(0, each.first * DAY, each.last * DAY)]
         where = Filter(organization_ids=(each.organization,))
-        totals = SumsToKeep(each)
+        totals = SumsToKeep(each, day_sums.MIN_ROWS_A_GROUP_OF_LONG)
         sums: Totals | None = None
         with suppress(TooManyGroupsError):
             _add_totals(connection, where, dimensions, days, totals, kept=kept)

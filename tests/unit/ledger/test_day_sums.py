@@ -154,7 +154,7 @@ def test_answers_are_those_of_a_ledger_in_dicts(
     monkeypatch.setattr(day_spans, "MIN_ROWS", chance.choice([1, 2, 5]))
     few = seed % 4 == 3
     monkeypatch.setattr(day_spans, "MIN_ROWS_A_GROUP", 1 if few else 0)
-    monkeypatch.setattr(day_spans, "MIN_ROWS_A_GROUP_OF_LONG", 1 if few else 0)
+    monkeypatch.setattr(day_sums, "MIN_ROWS_A_GROUP_OF_LONG", 1 if few else 0)
     monkeypatch.setattr(day_spans, "MIN_ROWS_OF_LONG", chance.choice([1, 5, 20]))
     monkeypatch.setattr(day_spans, "MAX_LONG", chance.choice([1, 2, 4]))
     monkeypatch.setattr(rollups, "FOLD_EVERY", chance.choice([1, 3, 128]))
