@@ -193,7 +193,7 @@ class SqliteBatch:
                 for each, (_, series, _) in ids.items()
                 for quarter, amounts in each.sums.items()
             ]
-            rollups.fold_added(cursor, last + 1, last + done, added)
+            rollups.fold_added(cursor, last + 1, last + done, added, interner.tail)
             return {}
         first = _last(cursor) - done + 1
         settled = self._insert_singly(cursor, interner, done)
