@@ -22,7 +22,7 @@ _TIMEOUT = 30.0
 
 def keys(options: argparse.Namespace) -> int:
     """The `keys` command."""
-    options.db = database_of(options)
+    options.db = database_of(options.db)
     if options.action != "create":
         check_file(options.db)
     {"create": _create, "list": _list, "revoke": _revoke}[options.action](options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,20 +32,21 @@ def file_of(base_url: str) -> Path | None:
     return Path(unquote(path)).expanduser() if scheme == "sqlite" and path else None
 
 
-def database_of(options: argparse.Namespace) -> str:
-    """The database that a command works on itself: --db, what LLM_COST_OPS_BASE_URL names, or the usual file.
+def database_of(given: str | None, *, beside_server: bool = False) -> str:
+    """The database that a command works on itself: the one given, else that of LLM_COST_OPS_BASE_URL.
 
-    ConfigurationError where that names a server, whose database may be any other.
+    Where that names nothing it is llm_cost_ops.db. Where it names a server, whose database may be any other,
+    that is a ConfigurationError, and with `beside_server` llm_cost_ops.db as well.
     """
-    base_url = os.environ.get("LLM_COST_OPS_BASE_URL", "")
-    if options.db or not base_url:
-        return options.db or "llm_cost_ops.db"
-    if base_url.partition(":")[0] not in EMBEDDED:
+    base_url = given or os.environ.get("LLM_COST_OPS_BASE_URL", "")
+    is_server = not given and bool(base_url) and base_url.partition(":")[0] not in EMBEDDED
+    if is_server and not beside_server:
         raise ConfigurationError(
             "LLM_COST_OPS_BASE_URL names a server: name its database by --db, where it is", parameter="db"
         )
-    path = file_of(base_url)
-    return base_url if path is None else str(path)
+    database = "llm_cost_ops.db" if is_server or not base_url else base_url
+    path = file_of(database)
+    return database if path is None else str(path)
 
 
 @contextmanager

@@ -85,9 +85,16 @@ def test_commands_over_a_database_take_that_of_the_environment(
     monkeypatch.setenv("LLM_COST_OPS_BASE_URL", "sqlite:///costs.db")
     assert main(["keys", "create", "--organization", "acme"]) == 0
     assert "--db costs.db" in capsys.readouterr().err
-    assert main(["keys", "list"]) == 0
-    assert "acme" in capsys.readouterr().out
+    for command in (["keys", "list"], ["keys", "list", "--db", "sqlite:///costs.db"]):
+        assert main(command) == 0
+        assert "acme" in capsys.readouterr().out
+    assert main(["serve", "--check"]) == 0
+    assert "the settings and costs.db are good" in capsys.readouterr().out
     assert not (folder / "llm_cost_ops.db").exists()
     monkeypatch.setenv("LLM_COST_OPS_BASE_URL", "https://costs.example.com")
     assert main(["keys", "create", "--organization", "acme"]) == 2
     assert "names a server: name its database by --db" in capsys.readouterr().err
+    assert main(["serve", "--check", "--db", "sqlite:///costs.db"]) == 0
+    assert "the settings and costs.db are good" in capsys.readouterr().out
+    assert main(["serve", "--check"]) == 0, "clients of a server may be where it is"
+    assert "the settings and llm_cost_ops.db are good" in capsys.readouterr().out
