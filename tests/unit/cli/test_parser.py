@@ -35,6 +35,13 @@ def test_options_may_stand_between_words(words: str, capsys: pytest.CaptureFixtu
     assert "gpt-4o" in capsys.readouterr().out
 
 
+def test_behind_two_hyphens_are_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--input", "5", "--", "openai", "gpt-4o"]) == 0
+    capsys.readouterr()
+    assert main(["prices", "list", "--", "--json"]) == 1
+    assert "No model of the catalog has such a name" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -75,6 +82,18 @@ def test_without_a_server_the_rule_is_told_and_no_request(
     assert error.startswith(f"llm-cost-ops: {said}")
     assert "request 0" not in error
     assert "INVALID_ARGUMENT" not in error
+
+
+@pytest.mark.parametrize("action", [["create", "--organization", "acme"], ["list"], ["revoke", "abc"]])
+def test_keys_are_not_kept_in_memory(
+    action: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("sqlite://", "sqlite:///:memory:", "sqlite://?durability=process"):
+        monkeypatch.setenv("LLM_COST_OPS_BASE_URL", name)
+        assert main(["keys", *action]) == 2
+        told = capsys.readouterr()
+        assert "a database in memory keeps no key: name another by --db" in told.err
+        assert not told.out
 
 
 def test_commands_over_a_database_take_that_of_the_environment(
