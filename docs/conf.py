@@ -66,13 +66,12 @@ def _as_rest(*told: Any) -> None:
 
 def _plain(*told: Any) -> tuple[Any, Any]:
     """The bounds of a 64-bit integer are no news, and UNSET is a name for nobody to write; nor are the fields
-    that a message from a newer version has, keywords that there are not, and what makes an empty list.
+    that a message from a newer version has, and what makes an empty list.
     """
     signature, returned = told[-2:]
     if signature:
         signature = re.sub(r"Annotated\[int, [^]]*\]", "int", signature)
         signature = re.sub(r"unknown_: Unknown \| UnsetType = UNSET,? ?", "", signature)
-        signature = re.sub(r", \*\*_unknown: ~?(typing\.)?Never", "", signature)
         signature = re.sub(r"(: dict\[[^=]*) = <factory>", r"\1 = {}", signature)
         signature = signature.replace("= <factory>", "= []").replace("= UNSET", "= ...")
         signature = signature.replace("WireDecimal", "Decimal")
