@@ -20,6 +20,7 @@ from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.postgres import schema, summaries, writing
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.day_sums import Kept
+from llm_cost_ops.ledger.postgres.errors import DeadlinePassedError
 from llm_cost_ops.ledger.postgres.summaries import _Query
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.pricing.types import Priced, Pricing
@@ -371,6 +372,26 @@ def test_two_that_ask_the_same_do_not_wait_for_each_other(
     days = "SELECT count(*), count(DISTINCT (first, last)) FROM llm_cost_ops.day_span"
     [(number, distinct)] = connection.execute(days)
     assert number == distinct > 0
+
+
+def test_a_query_that_ends_at_its_deadline_leaves_what_it_has_added_up(
+    servers: list[Sync], connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summaries, "_FOLD_ROWS", 1)
+    add_up, calls = summaries.add_up, []
+
+    def ends(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise DeadlinePassedError
+        return add_up(*arguments)
+
+    with Sync(ledger=DictLedger()) as dicts:
+        fill(servers[0], dicts, 5)
+        with patch.object(summaries, "add_up", ends), pytest.raises(RpcError):
+            servers[0].summarize(Filter(), ("user",), None)
+        assert connection.execute("SELECT count(*) FROM llm_cost_ops.day_span").fetchone() == (2,)
+        assert servers[1].summarize(Filter(), ("user",), None) == dicts.summarize(Filter(), ("user",), None)
 
 
 def test_a_check_finds_kept_sums_that_are_wrong(
