@@ -24,6 +24,7 @@ html_theme_options = {
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_show_sphinx = False
+html_show_copyright = False
 # What is copied of a console is its commands, without the prompt and what they print.
 copybutton_prompt_text = r"\$ |>>> |\.\.\. "
 copybutton_prompt_is_regexp = True

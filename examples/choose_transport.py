@@ -17,25 +17,25 @@ from pathlib import Path
 from llm_cost_ops import ClientConfig, ConnectionPoolConfig, CostOpsClient
 
 
-def record(config: ClientConfig) -> None:
+def record(where: str, config: ClientConfig) -> None:
     with CostOpsClient(config=config) as client:
         client.usage.submit(
             organization_id="acme", provider="openai", model_id="gpt-4o-mini", input_tokens=2_000_000
         )
-        scheme = config.base_url.partition(":")[0]
-        print(f"{scheme}: {client.health().status}, {client.costs.get().total_cost} USD")
+        print(f"{where}: {client.health().status}, {client.costs.get().total_cost} USD")
 
 
 def main() -> None:
     if len(sys.argv) > 1:
-        record(ClientConfig.from_env(base_url=sys.argv[1]))
+        record(sys.argv[1], ClientConfig.from_env(base_url=sys.argv[1]))
         return
     # In memory: for tests, and to try things.
-    record(ClientConfig(base_url="sqlite://"))
+    record("in memory", ClientConfig(base_url="sqlite://"))
     # On a file that several processes may share. "process" is faster: it survives a crash of the
     # process, but a power cut may take the last submits.
     with tempfile.TemporaryDirectory() as folder:
-        record(ClientConfig(base_url=f"sqlite:///{Path(folder) / 'costs.db'}", durability="process"))
+        url = f"sqlite:///{Path(folder) / 'costs.db'}"
+        record("on a file", ClientConfig(base_url=url, durability="process"))
     # Settings of the network transports are there from the start, and nothing connects before a call.
     remote = ClientConfig(
         base_url="https://costs.example.com",

@@ -9,7 +9,6 @@ from llm_cost_ops import (
     CostOpsClient,
     NetworkError,
     RateLimitError,
-    RetryConfig,
     ValidationError,
 )
 from llm_cost_ops.testing import Fault, ScriptedTransport, VirtualRuntime
@@ -18,20 +17,20 @@ from llm_cost_ops.types import UsageReceipt
 CALL = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 10}
 
 
-def submit(client: CostOpsClient) -> None:
+def submit(what: str, client: CostOpsClient) -> None:
     try:
         receipt = client.usage.submit(**CALL, timeout=60)
     except AuthenticationError as error:
-        print(f"authentication failed: {error.message}")
+        print(f"{what}: {error.message}")
     except RateLimitError as error:
-        print(f"rate limited, retry after {error.retry_after} s")
+        print(f"{what}: again after {error.retry_after} s")
     except NetworkError as error:  # TimeoutError is one of them
         # Submitting again with the same idempotency_key is safe: it counts once.
-        print(f"network: {error.message} (attempts: {error.attempts}, may count: {error.maybe_applied})")
+        print(f"{what}: {error.message} (attempts: {error.attempts}, may count: {error.maybe_applied})")
     except APIError as error:
-        print(f"server: {error.status_code} {error.code}, request {error.request_id or 'unknown'}")
+        print(f"{what}: {error.code}, request {error.request_id or 'unknown'}")
     else:
-        print(f"recorded as {receipt.usage_id}")
+        print(f"{what}: recorded as {receipt.usage_id}")
 
 
 def client_of(*script: object) -> CostOpsClient:
@@ -42,26 +41,24 @@ def client_of(*script: object) -> CostOpsClient:
 
 
 def main() -> None:
-    # Passing trouble is retried: twice 503, then an answer.
-    submit(client_of(Fault(503, times=2), UsageReceipt(usage_id="u-1")))
-    submit(client_of(Fault("network", "connection reset", times=4)))
-    submit(client_of(Fault(401, "unknown key")))
-    submit(client_of(Fault(500, times=4)))
+    # Passing trouble is retried.
+    submit("twice 503, then an answer", client_of(Fault(503, times=2), UsageReceipt(usage_id="u-1")))
+    submit("no answer four times", client_of(Fault("network", "connection reset", times=4)))
+    submit("a key that is not known", client_of(Fault(401, "unknown key")))
+    submit("500 four times", client_of(Fault(500, times=4)))
 
     # A call that should not wait brings its own policy.
-    limited = client_of(Fault(429, retry_after=30.0, times=2))
-    submit(limited.with_options(retry=None))
-    submit(limited.with_options(retry=RetryConfig(max_retries=0)))
+    submit("429, without a retry", client_of(Fault(429, retry_after=30.0)).with_options(retry=None))
 
     # What breaks a rule is not even sent; every rule is named.
     try:
         client_of().usage.submit(organization_id="", provider="openai", model_id="x" * 300)
     except ValidationError as error:
-        print(f"not sent: {sorted(error.errors)}")
+        print(f"two rules broken, nothing sent: {', '.join(sorted(error.errors))}")
     try:
         CostOpsClient(base_url="costs.example.com")
     except ConfigurationError as error:
-        print(f"wrong setting: {error.parameter}")
+        print(f"a wrong setting: {error.parameter}")
 
 
 if __name__ == "__main__":

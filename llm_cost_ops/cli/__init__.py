@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NoReturn
 
 from llm_cost_ops import __version__
+from llm_cost_ops.cli.failures import in_words
 from llm_cost_ops.cli.options import (
     Commands,
     add_form,
@@ -18,6 +18,7 @@ from llm_cost_ops.cli.options import (
     add_target,
     some_text,
 )
+from llm_cost_ops.cli.parser import Parser
 from llm_cost_ops.cli.settings import PROXY, SERVE, add_settings
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import AuthenticationError, CostOpsError, ValidationError
@@ -29,18 +30,8 @@ __all__ = ["main"]
 EXIT_REJECTED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 
 
-class _Parser(argparse.ArgumentParser):
-    """Answers a missing COMMAND or ACTION with the help, which lists them."""
-
-    def error(self, message: str) -> NoReturn:
-        if message.endswith((": COMMAND", ": ACTION")):
-            self.print_help(sys.stderr)
-            self.exit(EXIT_FAILED)
-        super().error(message)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = _Parser(
+    parser: argparse.ArgumentParser = Parser(
         prog="llm-cost-ops", description="Record what LLM calls use, and show exactly what they cost."
     )
     parser.add_argument("--version", action="version", version=f"llm-cost-ops {__version__}")
@@ -81,11 +72,17 @@ def _add_completion(commands: Commands, root: argparse.ArgumentParser) -> None:
         "for fish: keep it as ~/.config/fish/completions/llm-cost-ops.fish.",
     )
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
-    parser.set_defaults(run="completion:completion", parser=root)
+    parser.set_defaults(run="completion:completion", root=root)
 
 
-def _add_db(parser: argparse.ArgumentParser, default: str = "llm_cost_ops.db") -> None:
-    parser.add_argument("--db", type=some_text, default=default, metavar="PATH", help="default: %(default)s")
+def _add_db(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--db",
+        type=some_text,
+        metavar="PATH",
+        help="a database file, or postgresql://user@host/database; default: what LLM_COST_OPS_BASE_URL "
+        "names, else llm_cost_ops.db",
+    )
 
 
 def _add_quickstart(commands: Commands) -> None:
@@ -95,7 +92,9 @@ def _add_quickstart(commands: Commands) -> None:
     parser.add_argument(
         "file", nargs="?", help="JSONL of provider responses; default: the examples of a checkout"
     )
-    _add_db(parser, "quickstart.db")
+    parser.add_argument(
+        "--db", type=some_text, default="quickstart.db", metavar="PATH", help="default: %(default)s"
+    )
     parser.set_defaults(run="importing:quickstart")
 
 
@@ -310,11 +309,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A sign that a terminal can't show does not end a command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return _dispatch(options)
     except CostOpsError as error:
-        _say(str(error))
+        _say(in_words(error, options))
         if isinstance(error, AuthenticationError):
             print("Set LLM_COST_OPS_API_KEY to a key of that server.", file=sys.stderr)
         if isinstance(error, ValidationError) and "organization_id" in error.errors:

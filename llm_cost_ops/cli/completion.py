@@ -77,7 +77,7 @@ class _Command(NamedTuple):
 
 def completion(options: argparse.Namespace) -> int:
     """The `completion` command: print the script for `bash`, `zsh` or `fish`."""
-    commands = list(_walk(options.parser, ()))
+    commands = list(_walk(options.root, ()))
     if options.shell == "fish":
         print("\n".join(_fish(commands)))
     else:

@@ -31,7 +31,8 @@ def audit(options: argparse.Namespace) -> int:
         events = list(islice(pages, options.limit + 1))
     output = Output(form_of(options))
     names = ("number", "time", "actor", "organization", "action", "subject", "details")
-    table = Table(columns=[Column(name, fold=name == "details") for name in names])
+    optional = ("number", "subject", "details")
+    table = Table(columns=[Column(name, fold=name == "details", optional=name in optional) for name in names])
     for event in events[: options.limit]:
         when = f"{event.made_at:%Y-%m-%dT%H:%M:%SZ}" if event.made_at else ""
         details = msgspec.json.encode(event.details or {}).decode()

@@ -6,7 +6,7 @@ import argparse
 import sys
 from datetime import UTC, datetime
 
-from llm_cost_ops.cli.ledgers import check_file, opened_ledger
+from llm_cost_ops.cli.ledgers import check_file, database_of, opened_ledger
 from llm_cost_ops.cli.output import Column, Output, Table, form_of
 from llm_cost_ops.config import without_password
 from llm_cost_ops.exceptions import ConfigurationError
@@ -22,6 +22,7 @@ _TIMEOUT = 30.0
 
 def keys(options: argparse.Namespace) -> int:
     """The `keys` command."""
+    options.db = database_of(options.db)
     if options.action != "create":
         check_file(options.db)
     {"create": _create, "list": _list, "revoke": _revoke}[options.action](options)
@@ -63,7 +64,10 @@ def _list(options: argparse.Namespace) -> None:
         output.line(f"{without_password(options.db)} holds no API key: a server over it asks for none")
         return
     names = ("id", "name", "role", "organizations", "created", "state")
-    table = Table(columns=[Column(name, fold=name in ("name", "organizations")) for name in names])
+    columns = [
+        Column(name, fold=name in ("name", "organizations"), optional=name == "created") for name in names
+    ]
+    table = Table(columns=columns)
     for key in listed:
         whose = "*" if key.organizations is None else ", ".join(key.organizations)
         state, style = _state(key)

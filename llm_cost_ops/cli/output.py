@@ -192,13 +192,18 @@ def _can_show(stream: TextIO, text: str) -> bool:
 def _drawn(
     bars: Sequence[Bar], columns: int, *, cut: bool, blocks: bool
 ) -> Iterator[tuple[str, str, str, str]]:
-    """Label, text, bar and note of each, the first two as wide as the widest; labels are cut if need be."""
+    """Label, text, bar and note of each, the first two as wide as the widest.
+
+    With `cut`, notes are left out where there is no room for them, and then labels are cut.
+    """
     places = max((len(bar.text.partition(".")[2]) for bar in bars), default=0)
     amounts = [_at_point(bar.text, places) for bar in bars]
     texts = max(map(len, amounts), default=0)
     notes = max((len(bar.note) + 2 for bar in bars if bar.note), default=0)
     labels = max((len(bar.label) for bar in bars), default=0)
-    if cut:
+    if cut and labels + texts + notes + 4 + _MIN_BAR > columns:
+        bars = [bar._replace(note="") for bar in bars]
+        notes = 0
         labels = min(labels, max(8, columns - texts - notes - 4 - _MIN_BAR))
     room = max(_MIN_BAR, min(_MAX_BAR, columns - 1 - labels - texts - notes - 4))
     largest = max((bar.value for bar in bars), default=Decimal(0))

@@ -75,7 +75,7 @@ def _list(options: argparse.Namespace, output: Output) -> bool:
 
 def _list_own(options: argparse.Namespace, output: Output) -> bool:
     """List the cards that were added to a ledger; whether there was any."""
-    table = Table(columns=[Column("model", fold=True), Column("organization")])
+    table = Table(columns=[Column("model", fold=True), Column("organization", optional=True)])
     table.columns += [Column(name, right=True) for name in _PRICES]
     table.columns += [Column("currency"), Column("holds", fold=True), Column("card", optional=True)]
     table.caption = "per million tokens"
@@ -266,6 +266,12 @@ def _add(options: argparse.Namespace, output: Output) -> None:
     table.title = f"{card.provider}/{card.model_id}, card {card.id}"
     table.rows += [[rate.meter, rate.price, rate.per or 1_000_000] for rate in card.rates]
     output.table(table)
+    if options.since:
+        output.line("`llm-cost-ops reprice` applies it to calls that are recorded already.")
+    else:
+        output.line(
+            "It prices calls from now on. For earlier ones give --from DATE, then `llm-cost-ops reprice`."
+        )
 
 
 def _rates(options: argparse.Namespace) -> list[Rate]:

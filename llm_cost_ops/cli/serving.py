@@ -8,7 +8,7 @@ import re
 import threading
 import webbrowser
 
-from llm_cost_ops.cli.ledgers import check_file
+from llm_cost_ops.cli.ledgers import check_file, database_of
 from llm_cost_ops.cli.settings import SERVE, Settings, read_settings
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.server import serve as run
@@ -27,7 +27,7 @@ def serve(options: argparse.Namespace) -> int:
     """Run the service; it ends on SIGTERM or SIGINT, when calls in flight have been answered."""
     found = settings_of(SERVE, options)
     run(
-        found.db,
+        database_of(found.db, beside_server=True),
         http=found.http,
         grpc=found.grpc,
         durability=found.durability,
@@ -45,6 +45,7 @@ def serve(options: argparse.Namespace) -> int:
 
 def dashboard(options: argparse.Namespace) -> int:
     """Serve the pages of a file that is there, and open them; it ends as `serve` does."""
+    options.db = database_of(options.db)
     check_file(options.db)
     if not 0 <= options.port < 65536:
         raise ConfigurationError(f"port must be 0 to 65535, not {options.port}", parameter="port")

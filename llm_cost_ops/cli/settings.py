@@ -52,7 +52,13 @@ _TLS = {
 SERVE = Settings(
     "LLM_COST_OPS_SERVE_",
     {
-        "db": Setting("text", "llm_cost_ops.db", "a SQLite file, or postgresql://user@host/database", "PATH"),
+        "db": Setting(
+            "text",
+            None,
+            "a SQLite file, or postgresql://user@host/database; else that of LLM_COST_OPS_BASE_URL, or "
+            "llm_cost_ops.db",
+            "PATH",
+        ),
         "http": Setting(
             "addresses",
             (),

@@ -38,9 +38,9 @@ def cost_table(title: str, summary: CostSummary, *, for_programs: bool = False) 
     names = [key.dimension for key in summary.breakdown[0].keys] if summary.breakdown else ["group"]
     others = [other.currency for other in summary.other_currencies]
     columns = [
-        *(Column(name) for name in names),
-        Column("requests", right=True),
-        Column("tokens", right=True),
+        *(Column(name, fold=True) for name in names),
+        Column("requests", right=True, optional=True),
+        Column("tokens", right=True, optional=True),
         Column(f"cost, {summary.currency}", right=True, key="cost"),
         *([Column("currency")] if for_programs else []),
         *(Column(f"cost, {code}", right=True, key=f"cost_{code.lower()}") for code in others),
@@ -176,13 +176,14 @@ def receipt_table(cost: CostRecord) -> Table:
 
 def differences_table(differences: list[RepriceDifference]) -> Table:
     """A row for each provider, model and currency whose costs a repricing changed."""
-    counted = (Column(name, right=True) for name in ("records", "before", "after", "difference"))
+    counted = [Column("records", right=True, optional=True)]
+    counted += [Column(name, right=True) for name in ("before", "after", "difference")]
     table = Table(
         columns=[
             Column("provider"),
-            Column("model"),
+            Column("model", fold=True),
             *counted,
-            Column("currency"),
+            Column("currency", optional=True),
             Column("unpriced", right=True),
         ]
     )

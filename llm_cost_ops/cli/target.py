@@ -7,8 +7,9 @@ import os
 import re
 import socket
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
+from llm_cost_ops.cli.ledgers import file_of
 from llm_cost_ops.client.clients import CostOpsClient
 from llm_cost_ops.config import EMBEDDED, SCHEMES, ClientConfig, RetryConfig, base_urls, without_password
 from llm_cost_ops.exceptions import ConfigurationError, NetworkError
@@ -42,7 +43,7 @@ def open_client(
                 parameter="reported_providers",
             )
         config = config.replace(reported_providers=reported)
-    path = _file_of(config.base_url)
+    path = file_of(config.base_url)
     if path is not None and not create and not path.exists():
         if without is None:
             raise ConfigurationError(
@@ -81,11 +82,6 @@ def _check_reachable(config: ClientConfig) -> None:
         f"nothing listens at {names}: start a server with `llm-cost-ops serve`, or name another by "
         "--base-url or LLM_COST_OPS_BASE_URL, or a file by --db"
     )
-
-
-def _file_of(base_url: str) -> Path | None:
-    scheme, _, path = base_url.partition("?")[0].partition(":///")
-    return Path(unquote(path)).expanduser() if scheme == "sqlite" and path else None
 
 
 def url_of(path: str) -> str:

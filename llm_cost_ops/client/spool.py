@@ -1,14 +1,9 @@
-r"""A folder that keeps records until a server has them.
+"""A folder that keeps records until a server has them.
 
 A record that was appended is sent at least once, and counts once, since it carries its idempotency key. It
-lies in a segment, a file that only its process appends to:
-
-    segment  b"LCOS" version:u8 0 0 0, then frames
-    frame    b"\xc0\x57\x0f\x5a" length:u32 crc32:u32 payload     (numbers are little-endian)
-
-The payload is a UsageRecord as JSON; no credentials are in it. A process holds a lock on its segments as
-long as it lives, so that another one can tell those of the dead and send them. A segment is deleted once
-everything in it was acknowledged.
+lies as JSON in a segment, a file that only its process appends to; spool_segment.py has its form. No
+credentials are in it. A process holds a lock on its segments as long as it lives, so that another one can
+tell those of the dead and send them. A segment is deleted once everything in it was acknowledged.
 """
 
 from __future__ import annotations
@@ -19,15 +14,13 @@ import fcntl
 import logging
 import os
 import stat
-import struct
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from zlib import crc32
 
 import msgspec
 
+from llm_cost_ops.client.spool_segment import HEADER, MAX_FRAME_BYTES, Segment, fault_of, frame_of
 from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.rpc.forks import forget_in_children, quiesce_for_forks
 
@@ -35,24 +28,17 @@ __all__ = [
     "MAX_FRAME_BYTES",
     "Spool",
     "SpoolBatch",
+    "SpoolEnteredError",
     "SpoolError",
     "SpoolFullError",
     "SpoolStatus",
     "SpoolSyncError",
 ]
 
-MAX_FRAME_BYTES = 1024 * 1024
-"""The largest record; a longer frame is damage."""
-
-_VERSION = 1
-_HEADER = b"LCOS" + bytes([_VERSION, 0, 0, 0])
-_MARK = b"\xc0\x57\x0f\x5a"
-_FRAME = struct.Struct("<4sII")
 _SUFFIX = ".segment"
 # Of a segment that its process has not locked yet; when that ended before it did, the file is empty for good.
 _UNLOCKED = ".segment.new"
 _ABANDONED = 3600.0  # seconds
-_READ_BYTES = 1024 * 1024
 # A segment of ours is an open file, of which a process may often have 1,024: a full spool is about so many
 # segments, and of those of the dead no more are taken over at a time.
 _MAX_SEGMENTS = 64
@@ -66,6 +52,10 @@ class SpoolError(OSError):
 
 class SpoolFullError(SpoolError):
     """The bound in bytes is reached, or the disk is full: the record was not kept."""
+
+
+class SpoolEnteredError(SpoolError):
+    """A signal handler or a finalizer appends in the middle of an append of its thread: it was not kept."""
 
 
 class SpoolSyncError(SpoolError):
@@ -87,30 +77,6 @@ class SpoolBatch(msgspec.Struct, kw_only=True):
     payloads: list[bytes]
     segment: str
     end: int
-
-
-class _Segment:
-    """A segment that this process may read, and delete: its own, or one of a process that is dead."""
-
-    __slots__ = (
-        "damaged", "descriptor", "finished", "name", "read", "records", "size", "sync_error", "synced",
-        "syncing", "taken",
-    )  # fmt: skip
-
-    def __init__(self, name: str, descriptor: int) -> None:
-        self.name = name
-        self.descriptor = descriptor
-        # Up to where it was read, and acknowledged; how many whole records lie behind that.
-        self.read = self.taken = len(_HEADER)
-        self.size = os.fstat(descriptor).st_size
-        self.records = 0
-        self.damaged = 0
-        # Up to where an fsync has it on disk, and why no further one can tell.
-        self.synced = 0
-        self.sync_error: OSError | None = None
-        # Who waits for its fsync, the last of whom closes it where it is finished meanwhile.
-        self.syncing = 0
-        self.finished = False
 
 
 class Spool:
@@ -137,11 +103,12 @@ class Spool:
         self._max_bytes = max_bytes
         self._segment_bytes = segment_bytes or max(max_bytes // _MAX_SEGMENTS, 4 * 1024 * 1024)
         self._directory = _open_folder(self.folder, sync=self._sync)
-        self._lock = threading.Lock()
-        self._fsync = threading.Lock()
-        self._reading = threading.Lock()
-        self._current: _Segment | None = None
-        self._segments: list[_Segment] = []
+        self._lock = threading.RLock()
+        self._fsync = threading.RLock()
+        self._reading = threading.RLock()
+        self._entered = False
+        self._current: Segment | None = None
+        self._segments: list[Segment] = []
         self._more = False  # whether segments of the dead may be left, since there were too many at once
         self._bytes = 0
         # How many records were appended or taken over, in all; with whole records and their bytes it
@@ -163,35 +130,41 @@ class Spool:
     def append(self, payload: bytes) -> None:
         """Keep a record.
 
-        Raises SpoolSyncError when it was kept and only its fsync failed; SpoolFullError, or another
-        SpoolError when the disk fails: then it was not kept.
+        Raises SpoolSyncError when it was kept and only its fsync failed; SpoolFullError, SpoolEnteredError,
+        or another SpoolError when the disk fails: then it was not kept.
         """
         if len(payload) > MAX_FRAME_BYTES:
             raise SpoolError(
                 errno.EMSGSIZE, f"a record has {len(payload)} bytes, more than {MAX_FRAME_BYTES}"
             )
-        frame = _FRAME.pack(_MARK, len(payload), crc32(payload)) + payload
+        frame = frame_of(payload)
         size = len(frame)
         with self._lock:
+            if self._entered:
+                raise SpoolEnteredError(errno.EDEADLK, "this thread is in the middle of another append")
             if self._bytes + size > self._max_bytes:
                 raise SpoolFullError(errno.ENOSPC, f"the spool {self.folder} holds {self._bytes} bytes")
-            segment = self._current
-            if segment is None or segment.size >= self._segment_bytes:
-                segment = self._begin_segment()
+            self._entered, kept, segment = True, False, None
             try:
+                segment = self._current
+                if segment is None or segment.size >= self._segment_bytes:
+                    segment = self._begin_segment()
                 written = os.write(segment.descriptor, frame)
+                if written != size:
+                    raise SpoolFullError(errno.ENOSPC, f"no space left for the spool {self.folder}")
+                self.kept += 1
+                self._bytes += size
+                segment.records += 1
+                segment.size = end = segment.size + size
+                if self._sync:
+                    segment.syncing += 1
+                kept = True
             except OSError as error:
-                self._cut(segment)
                 raise _full(error) from error
-            if written != size:
-                self._cut(segment)
-                raise SpoolFullError(errno.ENOSPC, f"no space left for the spool {self.folder}")
-            self.kept += 1
-            self._bytes += size
-            segment.records += 1
-            segment.size = end = segment.size + size
-            if self._sync:
-                segment.syncing += 1
+            finally:
+                self._entered = False
+                if not kept and segment is not None:
+                    self._cut(segment)
         if self._sync:
             try:
                 self._sync_to(segment, end)
@@ -210,7 +183,9 @@ class Spool:
             self.take_over()
         with self._reading:
             for segment in list(self._segments):
-                payloads, end = self._read(segment, max_records, max_bytes)
+                payloads, damage, end = segment.next_payloads(max_records, max_bytes)
+                for each in damage:
+                    self._keep_damage(segment.name, each)
                 if payloads:
                     segment.read = end
                     return SpoolBatch(payloads=payloads, segment=segment.name, end=end)
@@ -332,7 +307,8 @@ class Spool:
         """In a forked child: the segments are the parent's, whose locks the child's copies would keep."""
         descriptors, self._descriptors = self._descriptors, set()
         self._segments, self._current, self._bytes, self.kept = [], None, 0, 0
-        self._lock, self._fsync, self._reading = threading.Lock(), threading.Lock(), threading.Lock()
+        self._entered = False
+        self._lock, self._fsync, self._reading = threading.RLock(), threading.RLock(), threading.RLock()
         self._opening = threading.RLock()
         for descriptor in descriptors:
             # A lock of flock belongs to the open file, which both have: closing the copy releases nothing.
@@ -363,13 +339,13 @@ class Spool:
             self._descriptors.discard(descriptor)
             os.close(descriptor)
 
-    def _close(self, segment: _Segment) -> None:
+    def _close(self, segment: Segment) -> None:
         """Let go of a segment's file, once nobody waits for its fsync. The lock is held."""
         segment.finished = True
         if not segment.syncing:
             self._let_go(segment.descriptor)
 
-    def _begin_segment(self) -> _Segment:
+    def _begin_segment(self) -> Segment:
         made = uuid7()
         # It gets its name once it is locked, lest another process takes it for one of the dead.
         name, unlocked = f"{made}{_SUFFIX}", f"{made}{_UNLOCKED}"
@@ -379,7 +355,7 @@ class Spool:
             raise _full(error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.write(descriptor, _HEADER) != len(_HEADER):
+            if os.write(descriptor, HEADER) != len(HEADER):
                 raise SpoolFullError(errno.ENOSPC, f"no space left for the spool {self.folder}")
             os.rename(unlocked, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
             if self._sync:
@@ -389,18 +365,18 @@ class Spool:
             with contextlib.suppress(OSError):
                 os.unlink(unlocked, dir_fd=self._directory)
             raise _full(error) from error
-        self._current = segment = _Segment(name, descriptor)
+        self._current = segment = Segment(name, descriptor)
         self._segments.append(segment)
         self._bytes += segment.size
         return segment
 
-    def _cut(self, segment: _Segment) -> None:
-        # What was written of a frame is damage: the next record begins a new segment.
+    def _cut(self, segment: Segment) -> None:
+        # What was written of a frame is damage, or was interrupted: the next record begins a new segment.
         with contextlib.suppress(OSError):
             os.ftruncate(segment.descriptor, segment.size)
         self._current = None
 
-    def _sync_to(self, segment: _Segment, end: int) -> None:
+    def _sync_to(self, segment: Segment, end: int) -> None:
         """Have a segment on disk up to a place; who waits here meanwhile is done with the same fsync."""
         with self._fsync:
             if segment.taken >= end or segment.synced >= end:
@@ -422,7 +398,7 @@ class Spool:
             reason = segment.sync_error
             raise SpoolSyncError(reason.errno, f"the spool can't be synced: {reason.strerror}") from reason
 
-    def _adopt(self, name: str) -> _Segment | None:
+    def _adopt(self, name: str) -> Segment | None:
         try:
             descriptor = self._open(name, 0)
         except OSError as error:
@@ -431,7 +407,7 @@ class Spool:
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            header = os.pread(descriptor, len(_HEADER), 0)
+            header = os.pread(descriptor, len(HEADER), 0)
             # Another process may have sent and deleted it between the look at the folder and the lock.
             gone = os.fstat(descriptor).st_nlink == 0
         except OSError:
@@ -439,9 +415,9 @@ class Spool:
         if gone or not self._is_ours(name, header):
             self._let_go(descriptor)
             return None
-        segment = _Segment(name, descriptor)
+        segment = Segment(name, descriptor)
         try:
-            segment.records = sum(1 for frame in _frames(segment, len(_HEADER)) if frame[1] is not None)
+            segment.records = segment.count()
         except OSError:
             # Locked by nobody it is found again, once it can be read.
             self._let_go(descriptor)
@@ -449,37 +425,13 @@ class Spool:
         return segment
 
     def _is_ours(self, name: str, header: bytes) -> bool:
-        if header == _HEADER or (header == _HEADER[: len(header)] and len(header) < len(_HEADER)):
+        fault = fault_of(header)
+        if not fault:
             return True
-        if header[:4] == _HEADER[:4] and header[4] > _VERSION:
-            reason = "was written by a newer version"
-        else:
-            reason = "is no segment"
-        _log.error("the spool's %s %s, and is set aside as %s.damaged", name, reason, name)
+        _log.error("the spool's %s %s, and is set aside as %s.damaged", name, fault, name)
         with contextlib.suppress(OSError):
             os.rename(name, f"{name}.damaged", src_dir_fd=self._directory, dst_dir_fd=self._directory)
         return False
-
-    def _read(self, segment: _Segment, max_records: int, max_bytes: int) -> tuple[list[bytes], int]:
-        payloads: list[bytes] = []
-        size, at = 0, segment.read
-        for end, payload in _frames(segment, segment.read):
-            if payload is None:
-                self._set_aside(segment, at, end)
-            else:
-                if payloads and size + len(payload) > max_bytes:
-                    break
-                payloads.append(payload)
-                size += len(payload)
-            at = end
-            if len(payloads) >= max_records:
-                break
-        return payloads, at
-
-    def _set_aside(self, segment: _Segment, start: int, end: int) -> None:
-        damage = os.pread(segment.descriptor, end - start, start)
-        segment.damaged += len(damage)
-        self._keep_damage(segment.name, damage)
 
     def _keep_damage(self, name: str, damage: bytes) -> None:
         _log.error("%d bytes of the spool's %s are damaged, and set aside", len(damage), name)
@@ -489,11 +441,11 @@ class Spool:
             with os.fdopen(aside, "wb", buffering=0) as file:
                 file.write(damage)
 
-    def _find(self, name: str) -> _Segment | None:
+    def _find(self, name: str) -> Segment | None:
         with self._lock:
             return next((segment for segment in self._segments if segment.name == name), None)
 
-    def _finish(self, segment: _Segment, *, unsent: bool = False) -> int:
+    def _finish(self, segment: Segment, *, unsent: bool = False) -> int:
         """Delete a segment of which nothing is left to send, or one with what is `unsent`, and count that."""
         with self._lock:
             # Looked at again: a record may have come in the meantime.
@@ -507,7 +459,7 @@ class Spool:
             self._close(segment)
             return segment.records
 
-    def _delete(self, segment: _Segment) -> None:
+    def _delete(self, segment: Segment) -> None:
         """Delete a segment; where that can't be, empty it, lest it is sent again. The lock is held."""
         try:
             os.unlink(segment.name, dir_fd=self._directory)
@@ -517,43 +469,7 @@ class Spool:
             self._emptied.add(segment.name)
             _log.warning("the spool's %s can't be deleted, and is emptied: %s", segment.name, error.strerror)
             with contextlib.suppress(OSError):
-                os.ftruncate(segment.descriptor, len(_HEADER))
-
-
-def _frames(segment: _Segment, at: int) -> Iterator[tuple[int, bytes | None]]:
-    """Each frame from a place on: where it ends, and its payload; None for bytes that are no frame.
-
-    Of a segment that is written to, what is behind its size is not looked at.
-    """
-    buffer, start = b"", at
-    while True:
-        # Less than nothing is left of a file that ends within its header.
-        left = max(segment.size - start - len(buffer), 0)
-        more = os.pread(segment.descriptor, min(_READ_BYTES, left), start + len(buffer))
-        buffer += more
-        offset = 0
-        while len(buffer) - offset >= _FRAME.size:
-            mark, length, check = _FRAME.unpack_from(buffer, offset)
-            end = offset + _FRAME.size + length
-            if mark == _MARK and length <= MAX_FRAME_BYTES:
-                if end > len(buffer) and more:
-                    break
-                payload = buffer[offset + _FRAME.size : end]
-                if len(payload) == length and crc32(payload) == check:
-                    offset = end
-                    yield start + offset, payload
-                    continue
-            # Not a frame: the next one begins at the next mark.
-            found = buffer.find(_MARK, offset + 1)
-            if found < 0 and more:
-                break
-            offset = found if found >= 0 else len(buffer)
-            yield start + offset, None
-        buffer, start = buffer[offset:], start + offset
-        if not more:
-            if buffer:
-                yield start + len(buffer), None
-            return
+                os.ftruncate(segment.descriptor, len(HEADER))
 
 
 def _open_folder(folder: Path, *, sync: bool) -> int:

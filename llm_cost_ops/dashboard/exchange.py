@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import msgspec
 
@@ -101,10 +101,8 @@ class PageRequest:
     @property
     def host(self) -> str:
         """The name in the Host header, without the port."""
-        try:
-            return urlsplit(f"//{self.header('host')}").hostname or ""
-        except ValueError:
-            return ""
+        host = _split(f"//{self.header('host')}")
+        return "" if host is None else host.hostname or ""
 
     def cookie(self, name: str) -> str:
         """A cookie's value, "" when it is not there."""
@@ -120,7 +118,8 @@ class PageRequest:
         if site:
             return site not in ("same-origin", "none")
         origin = self.header("origin")
-        return bool(origin) and urlsplit(origin).netloc != self.header("host")
+        named = _split(origin)
+        return bool(origin) and (named is None or named.netloc != self.header("host"))
 
     async def left(self) -> None:
         """Wait until the browser has gone away."""
@@ -146,6 +145,14 @@ class PageRequest:
             message = f"the form took more than {FORM_SECONDS:g} s"
             raise RpcError(StatusCode.DEADLINE_EXCEEDED, message, http_status=408) from None
         return {name: value.strip() for name, value in _pairs(bytes(body), "the form")}
+
+
+def _split(address: str) -> SplitResult | None:
+    """The parts of an address; None for what is none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return None
 
 
 def _pairs(data: bytes, what: str) -> list[tuple[str, str]]:

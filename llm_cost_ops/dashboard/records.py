@@ -18,6 +18,8 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops._gen.methods import LIST_USAGE, LIST_USAGE_REVISIONS, VERIFY_COST
 from llm_cost_ops.dashboard.exchange import Answer
 from llm_cost_ops.dashboard.page import Page, csv_answer, csv_line
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.service.access.keys import principal_of_id
 
 __all__ = ["RECORD_PATH", "record_page", "records_csv", "records_page"]
 
@@ -96,9 +98,18 @@ async def _lines(
         if not answer.pagination.next_cursor:
             return
         request = replace(request, cursor=answer.pagination.next_cursor)
-        # All of them may take longer than a page may.
-        page.caller.extend()
+        await _renew(page)
         answer = await page.caller.call(LIST_USAGE, request)
+
+
+async def _renew(page: Page) -> None:
+    """Ask again whether the key is in force: a file may take longer than a page may. UNAUTHENTICATED."""
+    page.caller.extend()
+    principal = page.principal  # where there is none, the handler asks at each call
+    if principal is not None and not await principal_of_id(
+        page.keys, principal.key_id, page.caller.context(LIST_USAGE)
+    ):
+        raise RpcError(StatusCode.UNAUTHENTICATED, "the session has ended: sign in again")
 
 
 def _line(record: UsageRecord) -> bytes:

@@ -131,12 +131,8 @@ class UsageFile:
     def _rows(self, table: Table) -> Iterator[Line]:
         """The rows of a table. A count at the end of one that was cut off is another, smaller count."""
         for line in table:
-            if table.unfinished and self._text.error:
-                yield line._replace(fields="is cut off")
-                continue
-            if table.unfinished:
-                self._table_notes.append("a table whose last line has no end (it may be cut off)")
-            yield line
+            cut_off = table.unfinished and self._text.error
+            yield line._replace(fields="is cut off") if cut_off else line
 
     def _is_table(self) -> bool:
         if self._shape or self._delimiter:

@@ -5,6 +5,7 @@ The libraries are alike and neither is imported: the types that are needed are t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import re
@@ -41,6 +42,8 @@ __all__ = ["unwrap_client", "wrap_client"]
 _log = logging.getLogger("llm_cost_ops.instrumentation")
 
 _SDK_PROVIDERS = {"cohere": "cohere", "google": "google", "mistralai": "mistral", "ollama": "ollama"}
+# Of what is decompressed, in bytes: what comes before a fault is had to the last such piece.
+_PIECE = 4096
 _BACKGROUND_APIS = ("google.interactions", "openai.responses")
 
 
@@ -441,7 +444,12 @@ def _watch_form(request: _Request) -> Callable[[], bytes]:
 
 
 def _decompressed(response: type, encoding: str, body: bytes) -> bytes:
-    """A body as the library reads it."""
-    made = response(200, headers={"content-encoding": encoding}, content=body)
-    content: bytes = made.content
-    return content
+    """A body as the library reads it, up to where it broke off: who saw the last event may leave."""
+    pieces = (body[at : at + _PIECE] for at in range(0, len(body), _PIECE))
+    made = response(200, headers={"content-encoding": encoding}, content=pieces)
+    plain = bytearray()
+    # Each library has errors of its own.
+    with contextlib.suppress(Exception):
+        for part in made.iter_bytes():
+            plain += part
+    return bytes(plain)

@@ -134,7 +134,7 @@ def _receipt(
     lines: list[CostLine] = []
     paid = [0, 0, 0]
     saved: int | None = 0
-    partial = crossed = False
+    partial = summed = False
     for meter, rate, count in compiled.charges(record):
         if rate is None:
             lines.append(_unpriced_line(meter, count))
@@ -146,7 +146,7 @@ def _receipt(
         else:
             billed = rate.billed(count)
             units, price = rate.amount(billed, basis, base_only=several)
-            crossed = crossed or (several and rate.crosses(billed, basis))
+            summed = summed or (several and rate.is_guess(billed, basis))
         kind = _PARTS.get(meter, _OTHER)
         if kind is _CACHED:
             uncached = compiled.rates.get(_UNCACHED[meter])
@@ -171,7 +171,7 @@ def _receipt(
         raise usage_error(record)
     return CostRecord(
         usage_id=record.id,
-        status=status_of(record, partial=partial, estimated=crossed, fallbacks=named),
+        status=status_of(record, partial=partial, estimated=summed, fallbacks=named),
         currency=currency,
         total_cost=from_units(total),
         input_cost=from_units(paid_in) if paid_in else _ZERO,

@@ -202,7 +202,7 @@ class CompiledCard:
         several = is_aggregate(record)
         units = 0
         guesses = self.guesses
-        partial = crossed = guessed = False
+        partial = summed = guessed = False
         for meter, rate, count in charges:
             if rate is None:
                 partial = True
@@ -214,12 +214,12 @@ class CompiledCard:
             else:
                 billed = rate.billed(count)
                 units += rate.amount(billed, basis, base_only=several)[0]
-                if several and rate.crosses(billed, basis):
-                    crossed = True
+                if several and rate.is_guess(billed, basis):
+                    summed = True
         # A float among the counts makes the sum one.
         if type(units) is not int:
             raise usage_error(record)
-        return units, status_of(record, partial=partial, estimated=crossed or guessed)
+        return units, status_of(record, partial=partial, estimated=summed or guessed)
 
     def basis(self, record: UsageRecord) -> int:
         """What is held against a whole-request tier's bound."""
@@ -374,7 +374,7 @@ class _Snapshot:
         for other in PROVIDER_FALLBACKS.get(provider, ()):
             plan += [_Choice(candidate, ("provider",)) for candidate in self._candidates(other, key)]
         found = tuple(plan)
-        with self._lock:
+        with self._lock.held:
             while len(self.plans) >= _CAPACITY:
                 del self.plans[next(iter(self.plans))]
             self.plans[key] = found
@@ -399,7 +399,7 @@ class _Snapshot:
 
     def compiled(self, choice: _Choice) -> CompiledCard:
         if choice.compiled is None:
-            with self._lock:
+            with self._lock.held:
                 known = self._compiled.get(id(choice.card))
                 if known is None or known.card is not choice.card:
                     known = CompiledCard(choice.card)

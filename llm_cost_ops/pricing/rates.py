@@ -84,8 +84,13 @@ class CompiledRate:
             at -= 1
         return at
 
-    def crosses(self, billed: int, basis: int) -> bool:
-        """Whether any bound is crossed, so that a sum of several requests may be priced wrongly."""
+    def is_guess(self, billed: int, basis: int) -> bool:
+        """Whether a sum of several requests may be priced wrongly.
+
+        So it is where a bound is crossed, and where each request has a minimum, or units that are free.
+        """
+        if not self.flat:
+            return True
         if self.bands is not None:
             return billed > self.bands[0]
         return any(basis >= start for start in self.starts)

@@ -26,7 +26,7 @@ class Callers:
     """Asks who calls, of the keys of a database; without `required` a call without a key passes too.
 
     Keys are looked up for each call, so that a revoked one is refused from then on. While they can't be
-    looked up, a key that was good within the last hour is.
+    looked up, a key that was good within the last hour is, until it expires.
     """
 
     def __init__(self, keys: KeyStore | None, *, required: bool) -> None:
@@ -85,7 +85,10 @@ class Callers:
             raise RefusedError(401, "invalid_api_key", "x-lco-api-key is no valid API key of this proxy")
         if len(self._good) >= _MAX_TRUSTED:
             self._good.clear()
-        self._good[mark] = (found, time.monotonic() + _TRUSTED_SECONDS)
+        trusted = _TRUSTED_SECONDS
+        if found.expires_at is not None:
+            trusted = min(trusted, found.expires_at - self._runtime.now())
+        self._good[mark] = (found, time.monotonic() + trusted)
         return found
 
     def _context(self) -> CallContext:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -365,9 +366,11 @@ def _readable(accepted: bytes) -> bytes:
 
 
 def _decompressed(encoding: str, body: bytes) -> bytes:
+    """A body, up to where it broke off: who saw the last event may leave."""
     bounded = BoundedBody(MAX_BODY, encoding)
-    bounded.feed(body)
-    return bounded.whole()
+    with contextlib.suppress(ValueError):
+        bounded.feed(body)
+    return bounded.so_far()
 
 
 async def _beginning(answer: Answer) -> bytes:

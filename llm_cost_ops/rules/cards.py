@@ -19,7 +19,7 @@ from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.rpc.status import RpcError, Violation, violations_text
 from llm_cost_ops.rules.currencies import CURRENCIES, CURRENCY_RULE
 from llm_cost_ops.rules.meters import METER_NAME, METER_RULE, PRICE_FIELDS, TOKEN_METERS
-from llm_cost_ops.rules.times import parse_end, parse_start
+from llm_cost_ops.rules.times import instant, parse_end, parse_start
 from llm_cost_ops.wire.validation import check_between, no_member
 
 __all__ = ["card_error", "check_card", "clock_seconds", "overlap_of"]
@@ -108,7 +108,7 @@ def _interval_rules(card: RateCard | CreatePriceRequest) -> _Found:
 
 
 def _instant(value: datetime | None) -> datetime | None:
-    return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+    return None if value is None else instant(value)
 
 
 def _moment(text: str, *, through: bool = False) -> datetime | None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from llm_cost_ops.rpc.status import RpcError, Violation, invalid_argument, invalid_arguments
+from llm_cost_ops.wire.json import to_utc
 
 __all__ = [
     "MAX_BUCKETS",
@@ -40,6 +41,8 @@ QUARTER = 900_000_000
 QUARTERS_A_DAY = 96
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST = datetime.min.replace(tzinfo=UTC)
+_LAST = datetime.max.replace(tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _HOUR = timedelta(hours=1)
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
@@ -51,8 +54,14 @@ _TIME = re.compile(
 
 
 def instant(moment: datetime) -> datetime:
-    """The moment as an aware datetime: a naive one means UTC."""
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    """The moment in UTC, the nearest that there is at the ends of time: a naive one means UTC.
+
+    Two times of one zone would be compared by its clock, which shows an hour twice in autumn.
+    """
+    try:
+        return to_utc(moment)
+    except OverflowError:
+        return _LAST if moment.year > 1 else _FIRST
 
 
 def zone_of(name: str) -> ZoneInfo:

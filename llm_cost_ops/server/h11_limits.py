@@ -7,7 +7,6 @@ request hides inside another one; no client that is in use sends them.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,11 +23,8 @@ _FREE_CHUNKS = 64
 _BYTES_PER_CHUNK = 256
 _CHUNKS_PER_SECOND = 500
 
-# A line that does not end in CR LF, or goes on in the next one.
-_LAX_LINE = re.compile(rb"(?<!\r)\n|\r[^\n]|\n[ \t]")
-_LENGTHS = re.compile(rb"\ncontent-length:([^\r]*)", re.IGNORECASE)
 _LENGTH = b"\r\ncontent-length:"
-_CODING = re.compile(rb"\ntransfer-encoding:", re.IGNORECASE)
+_CODING = b"\r\ntransfer-encoding:"
 
 
 class StrictConnection(h11.Connection):
@@ -102,14 +98,18 @@ class StrictConnection(h11.Connection):
 def _check_head(received: bytes) -> None:
     """Refuse a request's line and headers as soon as something in them has two readings."""
     end = received.find(b"\r\n\r\n")
-    if _LAX_LINE.search(received, 0, len(received) if end < 0 else end + 2):
+    head = received if end < 0 else received[: end + 2]
+    lines = head.count(b"\r\n")
+    # The last byte may be the first of two.
+    if not head.count(b"\n") == head.count(b"\r", 0, -1) == lines or b"\n " in head or b"\n\t" in head:
         raise h11.RemoteProtocolError("a line does not end in CR LF, or goes on in the next one")
     if end < 0:
         return
-    lengths = _LENGTHS.findall(received, 0, end)
-    if len(lengths) > 1 or any(b"," in length for length in lengths):
+    names = head.lower()
+    _, *lengths = names.split(_LENGTH)
+    if len(lengths) > 1 or any(b"," in length.partition(b"\r")[0] for length in lengths):
         raise h11.RemoteProtocolError("Content-Length is given more than once")
-    if lengths and _CODING.search(received, 0, end):
+    if lengths and _CODING in names:
         raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding are given")
 
 

@@ -94,9 +94,8 @@ class _Request:
     ) -> bytes:
         """The whole body, decompressed: at most `limit` bytes. It is JSON, or of one of `kinds`."""
         length = self.text("content-length")
-        too_large = _refused(413, f"the body may have at most {limit} bytes")
         if length.isdecimal() and int(length[:20]) > limit:
-            raise too_large
+            raise _too_large(limit)
         kind = self.kind()
         if kind not in (kinds or {"", "application/json"}) and (
             kinds or not (kind.startswith("application/") and kind.endswith("+json"))
@@ -112,7 +111,7 @@ class _Request:
                 await _feed(body, receive, runtime)
             return body.whole()
         except BodyTooLargeError as error:
-            raise too_large from error
+            raise _too_large(limit) from error
         except TimeoutError as error:
             raise _refused(408, f"the body took more than {self.limits.body_timeout:g} s") from error
         except ValueError as error:
@@ -450,6 +449,10 @@ def _refused(status: int, message: str) -> RpcError:
     code = StatusCode.UNIMPLEMENTED if status == 405 else code
     error_code = "PAYLOAD_TOO_LARGE" if status == 413 else ""
     return RpcError(code, message, http_status=status, error_code=error_code)
+
+
+def _too_large(limit: int) -> RpcError:
+    return _refused(413, f"the body may have at most {limit} bytes")
 
 
 async def _feed(body: BoundedBody, receive: Receive, runtime: Runtime) -> None:

@@ -21,18 +21,21 @@ from llm_cost_ops._gen.messages import (
     RepriceUsageRequest,
     RepriceUsageResponse,
     ResponseMeta,
+    UsageRecord,
     VerifyCostRequest,
     VerifyCostResponse,
 )
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.ledger import Ledger, Position
-from llm_cost_ops.ledger.encoding import check_record_cost
+from llm_cost_ops.ledger.encoding import MAX_UNITS, check_record_cost
 from llm_cost_ops.ledger.types import Change, Recorded
 from llm_cost_ops.pricing.calculator import CALCULATOR_VERSION, calculate_cost, cost_by
 from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.money import from_units, to_units
+from llm_cost_ops.pricing.types import Priced
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
+from llm_cost_ops.rules.limits import MAX_RECORD_COST
 from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, bucket_label, buckets_around, parse_end
 from llm_cost_ops.service.access.tenancy import actor_of, organization_of
 from llm_cost_ops.service.pages import filter_of
@@ -249,12 +252,19 @@ async def reprice(
     where = filter_of(request)
     moment = parse_end(request.as_of, request.time_zone, field="as_of") if request.as_of else None
     book = await prices.book_as_of(moment, context)
+
+    def price(record: UsageRecord) -> Priced:
+        priced = book.price(record)
+        if priced.units is not None and priced.units > MAX_UNITS:
+            raise _too_dear(record, priced)
+        return priced
+
     tally = _Tally(dry_run=request.dry_run)
     after: Position | None = None
     try:
         while True:
             step = await ledger.reprice(
-                where, book.price, after, CHUNK, context, dry_run=request.dry_run, actor=actor_of(context)
+                where, price, after, CHUNK, context, dry_run=request.dry_run, actor=actor_of(context)
             )
             tally.add(step.examined, step.changes)
             after = step.position
@@ -269,6 +279,16 @@ async def reprice(
             error.code, f"{error.message}; {done}: the same call again goes on", maybe_applied=True
         ) from error
     return tally.report()
+
+
+def _too_dear(record: UsageRecord, priced: Priced) -> RpcError:
+    """The error that says which record stopped a repricing, and by which card."""
+    assert record.timestamp is not None
+    call = f"that of {record.organization_id} by {record.provider}/{record.model_id}"
+    at = to_utc(record.timestamp).isoformat().replace("+00:00", "Z")
+    limit = f"{MAX_RECORD_COST:,} {priced.by.currency}"
+    rule = f"must cost at most {limit}, and {call} at {at} costs more by the card {priced.by.card_id}"
+    return invalid_argument("a record", rule)
 
 
 class _Sum:

@@ -6,17 +6,20 @@ import asyncio
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from llm_cost_ops import AuthenticationError, AuthorizationError
 from llm_cost_ops.types import HealthStatus
 from tests.conformance.clients import COLOURS, running_server
 from tests.conformance.keyed import Clients, KeyedServer, keyed_server, make_key, revoke
+from tests.waiting import MAX_WAIT
 
 CALL: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 1000}
 WAYS = [f"{transport}-{colour}" for transport in ("http", "grpc") for colour in COLOURS]
@@ -65,6 +68,32 @@ async def test_a_key_is_refused_from_its_revocation_on(clients: Clients) -> None
     command = [sys.executable, "-m", "llm_cost_ops.cli", "keys", "revoke", key[4:12], "--db", str(database)]
     await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
     await refusal(client)
+
+
+def test_a_silent_stream_takes_no_more_once_its_key_is_revoked(server: KeyedServer) -> None:
+    key = make_key(server.database, ["acme"])
+    url = httpx.URL(server.urls["http"])
+    head = (
+        "POST /api/v1/usage/stream HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
+        f"transfer-encoding: chunked\r\nauthorization: Bearer {key}\r\n\r\n"
+    )
+    line = msgspec.json.encode({"organization_id": "acme", "user_id": "silent", **CALL}) + b"\n"
+    chunk = b"%x\r\n%s\r\n" % (len(line), line)
+    with socket.create_connection((url.host, url.port or 80), MAX_WAIT) as connection:
+        told = connection.makefile("rb")
+        connection.sendall(head.encode() + chunk)
+        while not (said := told.readline()).startswith(b"{"):
+            assert said
+        assert b'"durable":1' in said
+        revoke(server.database, key)
+        time.sleep(1.1)  # so long a look at the key holds
+        connection.sendall(chunk)
+        rest = told.read()
+    assert b"UNAUTHENTICATED" in rest
+    assert b"durable" not in rest
+    asked = {"authorization": f"Bearer {server.keys['acme']}"}
+    costs = httpx.get(f"{server.urls['http']}/api/v1/costs?user_id=silent", headers=asked).json()
+    assert costs["data"]["total_requests"] == 1
 
 
 async def test_health_needs_no_key(clients: Clients) -> None:

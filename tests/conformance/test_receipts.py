@@ -159,6 +159,24 @@ async def test_bad_estimates(client: Any, bad: dict[str, Any], field: str) -> No
     assert any(violation.field.startswith(field) for violation in caught.value.violations)
 
 
+async def test_a_record_that_stops_a_repricing_is_named(client: Any, organization: str) -> None:
+    call = {"provider": f"dear-{organization}", "model_id": "m", "timestamp": "2026-11-01T01:02:03.5Z"}
+    await client.usage.submit(organization_id=organization, input_tokens=1000, **call)
+    where = {"provider": call["provider"], "model_id": "m", "organization_id": organization}
+    dear = await client.pricing.create(**where, input_price_per_1k="1000001", effective_date="2026-01-01")
+    for dry_run in (True, False):
+        with pytest.raises(ValidationError) as caught:
+            await client.costs.reprice(organization_id=organization, dry_run=dry_run)
+        for named in (
+            organization,
+            f"{call['provider']}/m",
+            "2026-11-01T01:02:03.5",
+            dear.id,
+            "1,000,000 USD",
+        ):
+            assert named in caught.value.message
+
+
 async def test_a_later_card_prices_what_had_no_price(client: Any, organization: str) -> None:
     call = unheard_of(organization)
     first = await client.usage.submit(organization_id=organization, idempotency_key="k", **call)

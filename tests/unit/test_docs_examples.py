@@ -122,13 +122,12 @@ def test_example_with_a_library(example: Example, monkeypatch: pytest.MonkeyPatc
 
 def test_examples_with_a_server(tmp_path: Path) -> None:
     examples = [each.values[0] for each in _marked("served")]
-    assert len(examples) >= 3
-    with served("--db", "costs.db", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", listeners=2) as server:
-        http, grpc = server.urls
+    assert len(examples) >= 2
+    with served("--db", "costs.db", "--http", "127.0.0.1:0") as server:
+        [http] = server.urls
         for example in examples:
             code = re.sub(r'base_url="https?://[^"]*"', f'base_url="{http}"', example.code)
-            code = re.sub(r'base_url="grpc://[^"]*"', f'base_url="{grpc}"', code)
-            assert http in code or grpc in code
+            assert http in code
             _run(compile(code, example.where, "exec"))
 
 

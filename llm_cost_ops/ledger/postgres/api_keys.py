@@ -29,7 +29,8 @@ class PostgresKeys:
     """The KeyStore of a PostgresLedger.
 
     No key is remembered between calls, so that what another server revoked is revoked here; calls that wait
-    at the same time share a look. The secret is remembered: once made, it never changes.
+    at the same time share a look. The secret is remembered once there is a key: before that, a copy of
+    another ledger may bring its own.
     """
 
     def __init__(self, workers: Workers) -> None:
@@ -50,9 +51,12 @@ class PostgresKeys:
 
     async def secret(self, context: CallContext) -> bytes:
         """The secret of this database; see KeyStore."""
-        if self._known is None:
-            self._known = await self._run(_secret, context)
-        return self._known
+        if self._known is not None:
+            return self._known
+        secret, kept = await self._run(_secret, context)
+        if kept:
+            self._known = secret
+        return secret
 
     async def add(self, key: ApiKey, context: CallContext, *, actor: str = "") -> None:
         """Keep a key; see KeyStore."""
@@ -100,8 +104,12 @@ def _all(session: Session) -> list[ApiKey]:
     return [key_of(row) for row in rows]
 
 
-def _secret(session: Session) -> bytes:
-    find = "SELECT value FROM llm_cost_ops.secret WHERE name = 'api_key'"
+def _secret(session: Session) -> tuple[bytes, bool]:
+    """The secret, and whether there is a key, so that it is the secret for ever."""
+    find = (
+        "SELECT value, EXISTS (SELECT 1 FROM llm_cost_ops.api_key) "
+        "FROM llm_cost_ops.secret WHERE name = 'api_key'"
+    )
     rows = session.rows(find)
     if not rows:
         with session.transaction():
@@ -111,4 +119,4 @@ def _secret(session: Session) -> bytes:
                 secrets.token_bytes(_SECRET_BYTES),
             )
         rows = session.rows(find)
-    return bytes(rows[0][0])
+    return bytes(rows[0][0]), rows[0][1]

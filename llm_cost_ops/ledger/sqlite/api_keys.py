@@ -26,7 +26,7 @@ class SqliteKeys:
     """The KeyStore of a SqliteLedger: `read_now` reads on one of its connections, `write` in a transaction.
 
     No key is remembered between calls, so that what another process revoked is revoked here. The secret
-    is: once made, it never changes.
+    is, once there is a key: before that, a copy of another ledger may bring its own.
     """
 
     def __init__(self, read_now: Callable[..., Awaitable[Any]], write: Callable[..., Awaitable[Any]]) -> None:
@@ -51,9 +51,13 @@ class SqliteKeys:
 
     async def secret(self, context: CallContext) -> bytes:
         """The secret of this database; see KeyStore."""
-        if self._known is None:
-            self._known = await self._read_now(_secret, context) or await self._write(_make_secret, context)
-        return self._known
+        if self._known is not None:
+            return self._known
+        secret: bytes
+        secret, kept = await self._read_now(_secret, context) or await self._write(_make_secret, context)
+        if kept:
+            self._known = secret
+        return secret
 
     async def add(self, key: ApiKey, context: CallContext, *, actor: str = "") -> None:
         """Keep a key; see KeyStore."""
@@ -102,13 +106,15 @@ def _all(connection: sqlite3.Connection) -> list[ApiKey]:
     ]
 
 
-def _secret(connection: sqlite3.Connection | sqlite3.Cursor) -> bytes | None:
-    row = connection.execute("SELECT value FROM secret WHERE name = 'api_key'").fetchone()
-    return None if row is None else bytes(row[0])
+def _secret(connection: sqlite3.Connection | sqlite3.Cursor) -> tuple[bytes, bool] | None:
+    """The secret, and whether there is a key, so that it is the secret for ever."""
+    find = "SELECT value, EXISTS (SELECT 1 FROM api_key) FROM secret WHERE name = 'api_key'"
+    row = connection.execute(find).fetchone()
+    return None if row is None else (bytes(row[0]), bool(row[1]))
 
 
-def _make_secret(cursor: sqlite3.Cursor, _: object) -> bytes:
+def _make_secret(cursor: sqlite3.Cursor, _: object) -> tuple[bytes, bool] | None:
     made = secrets.token_bytes(_SECRET_BYTES)
     # Another process may have made one in between.
     cursor.execute("INSERT OR IGNORE INTO secret VALUES ('api_key', ?)", (made,))
-    return _secret(cursor) or made
+    return _secret(cursor)

@@ -104,7 +104,7 @@ class FileWatch:
         """What is wrong with the content of the files, for as long as this object lives."""
         self._paths = (path, f"{path}-wal", f"{path}-shm")
         self._path = path
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._open = 0
         self._database: _Key | None = None
         self._logs: tuple[_Key | None, _Key | None] | None = None
@@ -156,9 +156,7 @@ class FileWatch:
 
     def look_if_due(self, connection: sqlite3.Connection | None) -> None:
         """`look`, unless that was done a moment ago."""
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + self._gap
+        if time.monotonic() >= self._next:
             self.look(connection)
 
     def look(self, connection: sqlite3.Connection | None) -> None:
@@ -180,12 +178,12 @@ class FileWatch:
             raise self._changed("shared-memory file", "it is opened again")
         if size < self._sizes[0] or wal_size < self._sizes[1]:
             if connection is None or connection.in_transaction:
-                self._next = 0.0
                 return
             if not self._is_rightly_smaller(connection):
                 # It is asked again the next time, against the sizes as they were.
                 return
         self._sizes = (size, wal_size)
+        self._next = time.monotonic() + self._gap
 
     def check_damage(self) -> None:
         """Raise DATA_LOSS when the content of the files is known to be wrong."""

@@ -23,6 +23,7 @@ from llm_cost_ops.ledger.encoding import (
     usage_id,
 )
 from llm_cost_ops.ledger.sqlite import cards
+from llm_cost_ops.ledger.sqlite.tail import Tail
 from llm_cost_ops.ledger.types import Appended, Entry
 from llm_cost_ops.pricing.money import UNITS, from_units
 from llm_cost_ops.pricing.types import Pricing
@@ -179,14 +180,16 @@ class Interner:
     """The ids of what many rows share. What a transaction added counts from its commit on.
 
     Rows of these tables are never changed, so what one process knows stays true whatever others write.
+    `tail` is what the newest rows add to the sums.
     """
 
-    __slots__ = ("_fresh", "_known", "_max_known")
+    __slots__ = ("_fresh", "_known", "_max_known", "tail")
 
     def __init__(self, max_known: int = 20_000) -> None:
         self._known: dict[SeriesKey, Ids] = {}
         self._fresh: dict[SeriesKey, Ids] = {}
         self._max_known = max_known
+        self.tail = Tail()
 
     def ids(self, cursor: sqlite3.Cursor, series_key: SeriesKey) -> Ids:
         """The ids of organization, series and pricing, which are added where they are new.
@@ -210,6 +213,7 @@ class Interner:
     def forget(self) -> None:
         """The transaction was rolled back."""
         self._fresh.clear()
+        self.tail.clear()
 
     def _intern(self, cursor: sqlite3.Cursor, series_key: SeriesKey) -> Ids:
         by: Pricing = series_key[8]

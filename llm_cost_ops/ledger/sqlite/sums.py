@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from llm_cost_ops.ledger.pieces import Piece
+from llm_cost_ops.ledger.sqlite.tail import Added, Tail
 from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.limits import check_amounts, check_sum
@@ -28,7 +29,6 @@ __all__ = [
     "SERIES_COLUMNS",
     "TEMPORARY",
     "TOTALS",
-    "Added",
     "Keys",
     "Newest",
     "Place",
@@ -125,9 +125,6 @@ QUARTERS, DAYS, HOURS = 0, 1, 2
 
 Place = tuple[int, int, int]
 """A series, a level and a bucket of the table rollup."""
-
-Added = tuple[int, int, Sequence[int]]
-"""A series, a quarter of an hour, and what rows add there: as in `add`."""
 
 # So many rows of the largest numbers that a store takes add up to less than 2^63.
 _AT_ONCE = 4096
@@ -289,18 +286,27 @@ def _fold_rows(cursor: sqlite3.Cursor, last: int) -> None:
         done = upto
 
 
-def fold_added(cursor: sqlite3.Cursor, first: int, last: int, added: Iterable[Added]) -> None:
-    """As `fold_if_due`, where it is known what the rows of these numbers add. In the caller's transaction."""
+def fold_added(cursor: sqlite3.Cursor, first: int, last: int, added: Iterable[Added], tail: Tail) -> None:
+    """As `fold_if_due`, where it is known what the rows of these numbers add; so is it of those in `tail`,
+    which takes them. In the caller's transaction.
+    """
+    tail.add(first, last, added)
     if (first - 1) // FOLD_EVERY == last // FOLD_EVERY:
         return
-    _fold_rows(cursor, first - 1)
-    sums: dict[Place, list[int]] = {}
-    for series, quarter, amounts in added:
-        for place in _places(series, quarter):
-            totals = sums.get(place)
-            sums[place] = list(amounts) if totals is None else [*map(operator.add, totals, amounts)]
-    add(cursor, sums)
+    [done] = cursor.execute("SELECT seq FROM rollup_watermark").fetchone()
+    if done >= tail.first:
+        # Somebody who revised rows had to fold them.
+        _fold_rows(cursor, last)
+    else:
+        _fold_rows(cursor, tail.first - 1)
+        sums: dict[Place, list[int]] = {}
+        for series, quarter, amounts in tail.added():
+            for place in _places(series, quarter):
+                totals = sums.get(place)
+                sums[place] = list(amounts) if totals is None else [*map(operator.add, totals, amounts)]
+        add(cursor, sums)
     cursor.execute("UPDATE rollup_watermark SET seq = max(seq, ?)", (last,))
+    tail.clear()
 
 
 def add(cursor: sqlite3.Cursor, sums: dict[Place, list[int]]) -> None:

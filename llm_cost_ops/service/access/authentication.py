@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing
+from typing import TypeVar
 
 from llm_cost_ops.ledger import KeyStore
 from llm_cost_ops.rpc.context import CallContext, Metadata
@@ -14,6 +15,8 @@ from llm_cost_ops.service.access.tenancy import OPEN, Principal, check_role
 
 __all__ = ["Authentication"]
 
+T = TypeVar("T")
+
 _FRESH = 1.0
 
 
@@ -22,8 +25,9 @@ class Authentication:
 
     Without `required` the calls of a store that never held a key pass, and from its first key on they do
     not; a revoked key counts. Keys are looked up for each call, so that a key that is revoked, by whichever
-    process, is refused from then on; a stream ends at its next message, at most a second later. A missing,
-    unknown, revoked or expired key: UNAUTHENTICATED, in the same words.
+    process, is refused from then on. Streams ask again before a message, of either side, that comes a second
+    or more after the last look. A missing, unknown, revoked or expired key: UNAUTHENTICATED, in the same
+    words.
     """
 
     def __init__(self, keys: KeyStore, *, required: bool) -> None:
@@ -41,16 +45,36 @@ class Authentication:
         self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext
     ) -> AsyncGenerator[Res, None]:
         await self.admit(context)
-        looked = context.runtime.monotonic()
-        async with aclosing(continuation(request, context)) as messages:
+        async with (
+            aclosing(continuation(request, context)) as messages,
+            aclosing(self._asked(messages, context)) as asked,
+        ):
+            async for message in asked:
+                yield message
+
+    async def intercept_stream_stream(
+        self,
+        continuation: StreamContinuation[AsyncIterable[Req], Res],
+        requests: AsyncIterable[Req],
+        context: CallContext,
+    ) -> AsyncGenerator[Res, None]:
+        await self.admit(context)
+        # Its answers are let through: they say what was written while the key was in force.
+        async with (
+            aclosing(self._asked(requests, context)) as asked,
+            aclosing(continuation(asked, context)) as messages,
+        ):
             async for message in messages:
                 yield message
-                # A stream may live long, and its key may be revoked meanwhile.
-                if context.runtime.monotonic() - looked >= _FRESH:
-                    await self.admit(context)
-                    looked = context.runtime.monotonic()
 
-    intercept_stream_stream = intercept_unary_stream
+    async def _asked(self, messages: AsyncIterable[T], context: CallContext) -> AsyncGenerator[T, None]:
+        """The messages, as long as the key is in force: a stream may wait long for the next."""
+        looked = context.runtime.monotonic()
+        async for message in messages:
+            if context.runtime.monotonic() - looked >= _FRESH:
+                await self.admit(context)
+                looked = context.runtime.monotonic()
+            yield message
 
     async def admit(self, context: CallContext) -> None:
         """Set the principal, or raise UNAUTHENTICATED; PERMISSION_DENIED when its role may not call that.

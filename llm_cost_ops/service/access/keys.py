@@ -109,11 +109,11 @@ async def principal_of_id(keys: KeyStore, key_id: str, context: CallContext) -> 
 
 
 def _principal(key: ApiKey, context: CallContext) -> Principal | None:
-    now = context.runtime.now()
-    if key.revoked_at is not None or (key.expires_at is not None and key.expires_at.timestamp() <= now):
+    ends = None if key.expires_at is None else key.expires_at.timestamp()
+    if key.revoked_at is not None or (ends is not None and ends <= context.runtime.now()):
         return None
     organizations = None if key.organizations is None else frozenset(key.organizations)
-    return Principal(key_id=key.id, role=Role[key.role.upper()], organizations=organizations)
+    return Principal(key_id=key.id, role=Role[key.role.upper()], organizations=organizations, expires_at=ends)
 
 
 def key_id_of(text: str) -> str:

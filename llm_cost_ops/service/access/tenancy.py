@@ -82,11 +82,15 @@ class Role(enum.IntEnum):
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """Who calls: a key, its role, and its organizations, None for all of them."""
+    """Who calls: a key, its role, and its organizations, None for all of them.
+
+    `expires_at` is when the key ends, in seconds since 1970; None where it was given no end.
+    """
 
     key_id: str
     role: Role
     organizations: frozenset[str] | None
+    expires_at: float | None = None
 
 
 class Rule(NamedTuple):

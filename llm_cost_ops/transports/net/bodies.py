@@ -78,6 +78,10 @@ class BoundedBody:
         """The whole body. Raises ValueError when compressed data stopped before their end."""
         for piece in self._inflater.end():
             self._add(piece)
+        return self.so_far()
+
+    def so_far(self) -> bytes:
+        """What came of it until now."""
         return bytes(self._data)
 
     def _add(self, data: bytes) -> None:

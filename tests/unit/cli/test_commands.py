@@ -108,7 +108,7 @@ def test_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["total_cost"] == "0.0000025"
     assert found["unpriced_requests"] == 1
     assert main(["costs", "--db", database, "--group-by", "colour"]) == 2
-    assert "group_by" in capsys.readouterr().err
+    assert "--by must be" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:80", "example.com:80", "8080", "127.0.0.1:99999", ":80"])

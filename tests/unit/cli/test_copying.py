@@ -198,6 +198,23 @@ def test_a_copy_into_postgresql_that_was_killed_goes_on(
     check(postgres_url)
 
 
+def test_keys_that_come_by_a_copy_let_into_a_server_that_runs(
+    both: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = both
+    assert main(["keys", "create", "--db", source, "--organization", "acme"]) == 0
+    text = capsys.readouterr().out.strip()
+    served = open_ledger(target)
+    keys = served.keys
+    # As the dashboard does for its forms, before there is a key.
+    own = drive(keys.secret(context()))
+    assert drive(keys.secret(context())) == own
+    assert main(["db", "copy", source, target]) == 0
+    assert drive(principal_of(keys, text, context())) is not None
+    assert drive(keys.secret(context())) != own
+    drive(served.aclose())
+
+
 def test_a_copy_into_sqlite_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = str(tmp_path / "1.db"), str(tmp_path / "2.db")
     with Sync(source) as ledger:

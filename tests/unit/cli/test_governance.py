@@ -109,7 +109,7 @@ def test_a_retention_is_set_listed_and_applied(tmp_path: Path, capsys: pytest.Ca
     assert main(["costs", "--json", *place]) == 0
     assert "18" in capsys.readouterr().out
     assert main(["costs", "--by", "user", *place]) == 2
-    assert "start_date must be" in capsys.readouterr().err
+    assert "--start must be" in capsys.readouterr().err
     assert main(["db", "copy", str(path), str(tmp_path / "copy.db")]) == 2
     assert "removed by a retention" in capsys.readouterr().err
     assert main(["db", "check", str(path)]) == 0

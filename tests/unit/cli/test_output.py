@@ -196,11 +196,29 @@ def test_points_stand_under_each_other(rows: list[tuple[str, Decimal]]) -> None:
     assert len({each.index(".") for each in shown}) == 1
 
 
-def test_a_terminal_that_is_too_narrow_cuts_texts_and_no_numbers(database: Path) -> None:
-    shown = on_a_terminal(WITH_RICH, "costs", "--db", database)
-    assert "…" in shown
-    assert "123,456" in shown
+def test_a_terminal_that_is_too_narrow_cuts_neither_names_nor_costs(database: Path) -> None:
+    shown = on_a_terminal(WITH_RICH, "costs", "--db", database, environment={"COLUMNS": "40"})
+    assert "…" not in shown
+    assert "no room for requests, tokens: --json shows all." in shown
     assert "0.30864" in shown
+
+
+def test_a_plot_on_a_narrow_terminal_has_its_labels_before_its_notes(tmp_path: Path) -> None:
+    path = tmp_path / "costs.db"
+    with CostOpsClient(base_url=f"sqlite:///{path}") as client:
+        for model in ("gpt-4o", "unheard-of"):
+            client.usage.submit(
+                organization_id="acme", provider="openai", model_id=model, output_tokens=1234,
+                timestamp="2026-10-27",
+            )  # fmt: skip
+    asked = ("costs", "--by", "day", "--plot", "--db", path)
+    wide, narrow = (
+        on_a_terminal(WITH_RICH, *asked, environment={"COLUMNS": columns}) for columns in ("80", "50")
+    )
+    assert "1 request without a price" in wide
+    assert "1 request without a price" not in narrow
+    assert "2026-10-27  0.01234" in wide
+    assert "2026-10-27  0.01234" in narrow
 
 
 def test_a_terminal_that_is_too_narrow_shows_what_a_list_is_asked_for(tmp_path: Path) -> None:

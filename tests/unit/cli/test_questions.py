@@ -193,7 +193,7 @@ def test_estimate(
     assert run("estimate", "openai/gpt4o", "--input", 1) == 1
     assert "did you mean openai/gpt-4o" in capsys.readouterr().out
     assert run("estimate", "openai", "gpt-4o", "--input", 1, "--cached", 2) == 2
-    assert "cached_tokens" in capsys.readouterr().err
+    assert "--cached must be at most input_tokens" in capsys.readouterr().err
     for bad in (("--at", "noon"), ("--meter", "pages"), ("--meter", "pages=x")):
         assert run("estimate", "openai", "gpt-4o", *bad) == 2
     capsys.readouterr()
@@ -363,7 +363,7 @@ def test_a_period_that_is_no_word_and_a_group_that_is_none_tell_what_there_is(
         assert f"{option} must be a date" in (said := capsys.readouterr().err)
         assert "yesterday" in said
     assert run("costs", "--db", database, "--by", "modle") == 2
-    assert "group_by must be one of none, provider, model" in (said := capsys.readouterr().err)
+    assert "--by must be one of none, provider, model" in (said := capsys.readouterr().err)
     assert "not 'modle'" in said
 
 

@@ -234,6 +234,30 @@ def test_a_flipped_bit_harms_one_record(tmp_path: Path, at: int, caplog: pytest.
     second.close()
 
 
+def test_damage_is_set_aside_once_however_often_its_batch_is_tried(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once per attempt it would fill the disk while the server is away."""
+    first = Spool(tmp_path)
+    for number in range(5):
+        first.append(b"payload number %d" % number)
+    first.close()
+    [file] = files(tmp_path)
+    data = bytearray(file.read_bytes())
+    for record in (1, 3):
+        data[8 + record * 28 + 15] ^= 0x40
+    file.write_bytes(data)
+    second = Spool(tmp_path)
+    for most in (1, 2, 5, 5):
+        batch = second.next_batch(most, 10_000)
+        assert batch is not None
+        second.give_back(batch)
+    assert drained(second) == [b"payload number %d" % number for number in (0, 2, 4)]
+    assert sum(path.stat().st_size for path in files(tmp_path, ".damaged")) == 2 * 28
+    assert len(caplog.records) == 2
+    second.close()
+
+
 @given(st.data())
 @settings(max_examples=80, deadline=None)
 def test_a_torn_tail_and_any_damage_are_survived(
@@ -312,6 +336,27 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
     )
     spool = Spool(tmp_path)
     assert drained(spool) == [b"record %04d" % number for number in range(int(done.stdout))]
+    assert files(tmp_path, ".damaged") == []
+    spool.close()
+
+
+def test_an_interrupt_behind_a_write_harms_no_other_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it leaves behind the segment's size would be read instead of what was written next."""
+    spool, write = Spool(tmp_path), os.write
+
+    def interrupted(*arguments: Any) -> int:
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    spool.append(b"one")
+    monkeypatch.setattr(os, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        spool.append(b"two, interrupted")
+    monkeypatch.undo()
+    spool.append(b"three")
+    assert drained(spool) == [b"one", b"three"]
     assert files(tmp_path, ".damaged") == []
     spool.close()
 

@@ -6,6 +6,7 @@ import re
 import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from llm_cost_ops.dashboard.rendering import asset
 from llm_cost_ops.dashboard.sessions import COOKIE, SESSION_SECONDS
 from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.rpc.context import drive
+from llm_cost_ops.rpc.status import RpcError
 from llm_cost_ops.service.access.keys import key_id_of, revoke_key
 from tests.unit.dashboard.site import browser, context, filled, key_of, sign_in, token_of, total_of
 
@@ -131,6 +133,25 @@ async def test_revoking_a_key_ends_its_sessions(ledger: Ledger) -> None:
         assert (await client.get("/")).status_code == 303
 
 
+async def test_revoking_a_key_ends_a_file_under_way(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_cost_ops.dashboard.records._CSV_PAGE_SIZE", 10)
+    key = key_of(ledger, "acme")
+    list_usage, read = ledger.list_usage, []
+
+    async def revoked_meanwhile(*arguments: Any) -> Any:
+        read.append(await list_usage(*arguments))
+        if len(read) == 2:
+            await revoke_key(ledger.keys, key, context())
+        return read[-1]
+
+    monkeypatch.setattr(ledger, "list_usage", revoked_meanwhile)
+    async with browser(ledger) as client:
+        await sign_in(client, key)
+        with pytest.raises(RpcError, match="the session has ended"):  # the file is cut off
+            await client.get("/dashboard/records.csv?period=90d")
+    assert len(read) == 2
+
+
 async def test_sessions_end(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     async with browser(ledger) as client:
         await sign_in(client, key_of(ledger, "acme"))
@@ -233,7 +254,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("address", "form"), FORMS)
-@pytest.mark.parametrize("origin", ["none", "cross-site", "same-site", "foreign", "no-token"])
+@pytest.mark.parametrize("origin", ["none", "cross-site", "same-site", "foreign", "no address", "no-token"])
 async def test_a_form_of_another_page_is_refused(
     ledger: Ledger, address: str, form: dict[str, str], origin: str
 ) -> None:
@@ -241,6 +262,7 @@ async def test_a_form_of_another_page_is_refused(
         "cross-site": {"sec-fetch-site": "cross-site"},
         "same-site": {"sec-fetch-site": "same-site"},
         "foreign": {"origin": "https://evil.example"},
+        "no address": {"origin": "http://["},
     }.get(origin, {})
     async with browser(ledger) as client:
         await sign_in(client, key_of(ledger, "*", role="admin"))

@@ -344,6 +344,8 @@ async def test_a_record_and_its_receipt(client: httpx.AsyncClient) -> None:
     cost = await api(client, f"/api/v1/usage/{usage_id[1]}/cost", organization_id=organization[1])
     assert total_of(record) == cost["total_cost"]
     assert "The same" in record.text
+    assert ">1 M<" in record.text
+    assert "Factor" not in record.text, "a column of ones tells nothing"
     for line in cost["lines"]:
         assert f">{line['cost']}<" in record.text
     assert "<dt>Model</dt><dd><bdi>gpt-4o</bdi></dd>" in record.text
@@ -469,7 +471,9 @@ async def test_from_an_unpriced_model_to_its_price() -> None:
         await sign_in(client, key_of(ledger, "*", role="admin"))
         page = await client.get("/dashboard/unpriced?period=90d")
         assert "No price of this model is known" in page.text
-        before = Decimal(total_of(await client.get("/?period=90d")))
+        costs = await client.get("/?period=90d")
+        before = Decimal(total_of(costs))
+        assert '<td class="share">–</td>' in costs.text, "a share of what is not known is not known"
         form = {"token": token_of(page), "provider": "acme-labs", "model": HOSTILE, "currency": "USD",
                 "effective": f"{datetime.now(UTC) - timedelta(days=89):%Y-%m-%d}", "key": "k-1"}  # fmt: skip
         refused = await client.post("/dashboard/prices/new", data={**form, "input": "two"})

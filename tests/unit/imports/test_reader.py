@@ -253,11 +253,15 @@ def test_the_last_row_of_a_table_that_is_cut_off_is_not_recorded(cut: int) -> No
     ]
 
 
-@pytest.mark.parametrize(("cut", "noted"), [(0, False), (1, True), (2, True)])
-def test_a_last_row_that_may_be_cut_off_is_noted(cut: int, noted: bool) -> None:
-    file = opened(TABLE.encode()[: len(TABLE) - cut], "usage.csv")
-    assert len(list(file)) == 2
-    assert file.notes == (["a table whose last line has no end (it may be cut off)"] if noted else [])
+def test_a_last_line_without_an_end_is_a_row_like_the_others() -> None:
+    file = opened(TABLE.encode().rstrip(), "usage.csv")
+    found = [item.record.output_tokens for item in file if isinstance(item.record, UsageRecord)]
+    assert (found, file.notes) == ([2930, 2930], [])
+
+
+def test_a_last_row_with_fewer_columns_is_not_recorded() -> None:
+    found = list(opened(TABLE.encode()[:-6], "usage.csv"))
+    assert [item.record for item in found[1:]] == ["has 3 columns, the header 4"]
 
 
 @pytest.mark.parametrize("mapping", [None, {"model_id": "model"}], ids=["known", "mapped"])

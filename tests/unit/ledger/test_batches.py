@@ -6,23 +6,26 @@ import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm_cost_ops._gen.messages import CostStatus, SubmitStatus
+from llm_cost_ops._gen.messages import CostStatus, RevisionKind, SubmitStatus
 from llm_cost_ops.ledger import Batch
 from llm_cost_ops.ledger.encoding import usage_id
 from llm_cost_ops.ledger.sqlite import integrity
+from llm_cost_ops.ledger.sqlite import sums as rollups
 from llm_cost_ops.ledger.sqlite.sums import FOLD_EVERY
-from llm_cost_ops.ledger.types import Appended, Entry, Filter
+from llm_cost_ops.ledger.types import Appended, Entry, Filter, Revision
 from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.limits import MAX_COUNT
 from tests.dict_ledger import DictLedger
-from tests.unit.ledger.making import START, Sync, context, entry, pricing
+from tests.unit.ledger.making import START, TAKEN, Sync, context, entry, pricing
 
 CALL = "01a21e1d-6570-7f7b-ba9f-2b0e7b85e350"
 
@@ -101,7 +104,7 @@ def test_an_empty_batch_writes_nothing(store: Sync) -> None:
     assert write(store.store.batch()) == {}
 
 
-@pytest.mark.parametrize("at", [0, 1, 49, 50, 51, 120])
+@pytest.mark.parametrize("at", [0, 1, 63, 64, 65, 120])
 def test_one_key_that_was_used_harms_no_neighbour(store: Sync, at: int) -> None:
     """Wherever it stands in a statement of many rows, or behind them."""
     store.append([entry(at, idempotency_key=f"{CALL}:{at}")])
@@ -184,6 +187,61 @@ def test_rows_that_wait_for_their_sums_are_added_with_a_batch() -> None:
         assert list(integrity.find_faults(writer)) == []
         [(_, _, sums)] = store.summarize(Filter(), (), None)
         assert (sums.requests, sums.units) == (count, count)
+
+
+WRITERS = st.sampled_from(["batch"] * 4 + ["theirs", "single", "revised", "undone", "used"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    writes=st.lists(st.tuples(WRITERS, st.integers(2, 7)), min_size=3, max_size=25),
+    every=st.sampled_from([5, 8, 32]),
+)
+@example([("batch", 2), ("undone", 2), ("theirs", 2), ("batch", 3)], 8)
+def test_sums_hold_whoever_writes_between_batches(writes: list[tuple[str, int]], every: int) -> None:
+    """Another process, single records, one that is corrected, a batch that is undone, one with a used key."""
+
+    def undo(*arguments: Any) -> None:
+        fold_added(*arguments)
+        raise RpcError(StatusCode.ABORTED, "not this one")
+
+    fold_added = rollups.fold_added
+    with (
+        patch.object(rollups, "FOLD_EVERY", every),
+        TemporaryDirectory() as folder,
+        Sync(f"{folder}/costs.db", durability="process") as ours,
+        Sync(f"{folder}/costs.db", durability="process") as theirs,
+    ):
+        [newest] = ours.append([entry(idempotency_key="used")])
+        for n, (what, size) in enumerate(writes):
+            batch = [entry(n * 100 + at, units=n * 10**6) for at in range(size)]
+            if what == "single":
+                ours.append(batch[:1])
+            elif what == "theirs":
+                theirs.append(batch)
+            elif what == "used":
+                ours.append([*batch, entry(idempotency_key="used")])
+            elif what == "undone":
+                with patch.object(rollups, "fold_added", undo), pytest.raises(RpcError):
+                    ours.append(batch)
+            elif what == "revised":
+                sent = entry(units=7, output_tokens=n)
+                revision = Revision(
+                    organization_id="acme",
+                    usage_id=newest.usage_id,
+                    after=len(ours.revisions("acme", newest.usage_id)),
+                    kind=RevisionKind.CORRECTED,
+                    record=sent.record,
+                    units=sent.units,
+                    by=sent.by,
+                    reason="",
+                    actor="",
+                    made_at=TAKEN,
+                )
+                assert theirs.revise(revision)
+            else:
+                newest = ours.append(batch)[-1]
+        assert list(integrity.find_faults(ours.store._writer.open())) == []
 
 
 def test_entries_that_are_alike_share_what_a_batch_made_of_them() -> None:

@@ -78,6 +78,27 @@ def test_a_connection_that_is_opened_while_the_last_one_is_closed_is_no_change(t
     database.close(connection)
 
 
+def test_a_look_is_due_a_moment_after_one_that_found_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after the one behind a commit; and at once where something had changed."""
+    path, elsewhere, now = tmp_path / "costs.db", tmp_path / "elsewhere.db", 100.0
+    monkeypatch.setattr("llm_cost_ops.ledger.sqlite.files.time", SimpleNamespace(monotonic=lambda: now))
+    database = Database(str(path), "disk")
+    with closing(database.connect()) as connection:
+        assert database.files is not None
+        database.files.look(connection)
+        path.rename(elsewhere)
+        now += 0.0049
+        database.files.look_if_due(connection)
+        now += 0.0002
+        for _ in range(3):
+            with pytest.raises(RpcError, match="removed"):
+                database.files.look_if_due(connection)
+        elsewhere.rename(path)
+        database.files.look_if_due(connection)
+
+
 @pytest.fixture(params=KINDS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sync]:
     with opened(tmp_path / "costs.db", request.param) as made:

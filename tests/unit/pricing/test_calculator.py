@@ -246,6 +246,17 @@ def test_sums_of_calls_are_priced_at_the_base(
     _check(cost, card, record)
 
 
+@pytest.mark.parametrize("rule", ["minimum", "included"])
+@pytest.mark.parametrize(("calls", "status"), [(None, "priced"), (1, "priced"), (2, "estimated")])
+def test_what_holds_for_each_call_is_not_known_of_a_sum(rule: str, calls: int | None, status: str) -> None:
+    # Two calls of six seconds are billed as twenty, if each is billed as ten at least.
+    card = make_card([make_rate("AUDIO_SECONDS", "1", 1, **{rule: 10})])
+    record = make_usage(meters={"audio_ms": 12_000}, request_count=calls)
+    cost = calculate_cost(record, card)
+    assert cost.status == status
+    _check(cost, card, record)
+
+
 def test_cache_savings() -> None:
     record = make_usage(input_tokens=1000, cached_tokens=400)
     assert calculate_cost(record, CHAT).cache_savings == Decimal("0.00108")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from llm_cost_ops._gen.messages import PriceOrigin, RateCard, TimeWindow
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.pricing.selection import PriceQuery, select_card
+from llm_cost_ops.rpc.status import Violation
+from llm_cost_ops.rules.cards import check_card
 from llm_cost_ops.rules.providers import canonical_provider
 from tests.unit.pricing.cards import NOON, make_card, make_usage, moment
 
@@ -95,6 +98,28 @@ def test_the_interval_is_half_open_and_naive_times_are_utc() -> None:
     card = _card("c", effective_from=NOON, effective_until=NOON + timedelta(hours=1))
     assert _chosen([card], at=datetime(2026, 5, 1, 12))[0] == "c"
     assert _chosen([card], at=NOON + timedelta(hours=1))[0] is None
+
+
+def test_the_hour_that_a_zone_shows_twice_is_two_hours() -> None:
+    first = datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"))
+    second = first.replace(fold=1)
+    until = _card("c", effective_until=second)
+    assert [_chosen([until], at=at)[0] for at in (first.replace(minute=45), second)] == ["c", None]
+    since = _card("c", effective_from=second, effective_until=second.replace(minute=40))
+    assert [_chosen([since], at=at)[0] for at in (first.replace(minute=35), second)] == [None, "c"]
+    # From 02:50 to 02:10 of the hour after it: a card's own rules see that it ends after it begins.
+    turned = _card("c", effective_from=first.replace(minute=50), effective_until=second.replace(minute=10))
+    violations: list[Violation] = []
+    check_card(turned, "", violations)
+    assert violations == []
+    found = [_chosen([turned], at=second.replace(minute=minute))[0] for minute in (0, 9, 10)]
+    assert found == ["c", "c", None]
+
+
+def test_bounds_at_the_ends_of_time() -> None:
+    west, east = timezone(timedelta(hours=-5)), timezone(timedelta(hours=5))
+    first, last = datetime.min.replace(tzinfo=east), datetime.max.replace(tzinfo=west)
+    assert _chosen([_card("c", effective_from=first, effective_until=last)])[0] == "c"
 
 
 def test_providers_go_by_many_names() -> None:

@@ -221,12 +221,19 @@ class TestKeys:
         monkeypatch.setattr(SqliteKeys, "find", found)
         with running_proxy({"openai": provider.url}, client, keys=ledger, require_keys=True) as url:
             assert post(url, api_key=keys["one"]).status_code == 200
+            soon = datetime.now(UTC) + timedelta(seconds=3)
+            (ends_soon,) = keys_of(path, {"organizations": ["acme"], "expires_at": soon})
+            assert post(url, api_key=ends_soon).status_code == 200
             away = True
             assert post(url, api_key=keys["one"]).status_code == 200
             assert post(url, api_key=keys["one"], organization="globex").status_code == 403
             refused = post(url, api_key=keys["revoked"])
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            while datetime.now(UTC) <= soon:
+                pass
+            assert post(url, api_key=ends_soon).status_code == 503, "its end was known"
             away = False
+            assert post(url, api_key=ends_soon).status_code == 401
             assert post(url, api_key=keys["revoked"]).status_code == 200
         asyncio.run(ledger.aclose())
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from llm_cost_ops._gen.methods import EXPORT_USAGE, GET_HEALTH, GET_READINESS
+from llm_cost_ops._gen.methods import EXPORT_USAGE, GET_HEALTH, GET_READINESS, STREAM_USAGE
 from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.rpc.context import CallContext, Metadata, drive
 from llm_cost_ops.rpc.runtime import SyncRuntime
@@ -76,8 +76,7 @@ def test_a_call_of_an_open_store_asks_it_once(store: SqliteLedger) -> None:
         drive(gate.admit(context(EXPORT_USAGE)))
 
 
-@pytest.mark.parametrize("kind", ["intercept_unary_stream", "intercept_stream_stream"])
-async def test_a_stream_ends_when_its_key_is_revoked(store: SqliteLedger, kind: str) -> None:
+async def test_a_stream_of_answers_ends_when_its_key_is_revoked(store: SqliteLedger) -> None:
     made, key = create(store)
     call = context(EXPORT_USAGE, key)
     closed = []
@@ -90,7 +89,7 @@ async def test_a_stream_ends_when_its_key_is_revoked(store: SqliteLedger, kind: 
             closed.append(True)
 
     gate = Authentication(store.keys, required=True)
-    async with aclosing(getattr(gate, kind)(numbers, None, call)) as stream:
+    async with aclosing(gate.intercept_unary_stream(numbers, None, call)) as stream:
         assert await anext(stream) == 0
         await revoke_key(store.keys, made.id, call)
         assert await anext(stream) == 1, "it is looked up once a second"
@@ -99,6 +98,53 @@ async def test_a_stream_ends_when_its_key_is_revoked(store: SqliteLedger, kind: 
             await anext(stream)
     assert caught.value.code is StatusCode.UNAUTHENTICATED
     assert closed == [True]
+
+
+async def test_an_answer_that_took_long_is_not_for_a_key_revoked_meanwhile(store: SqliteLedger) -> None:
+    made, key = create(store)
+    call = context(EXPORT_USAGE, key)
+
+    async def slow(request: Any, context: CallContext) -> Any:
+        await revoke_key(store.keys, made.id, call)
+        call.runtime.advance(1.1)
+        yield "records"
+
+    with pytest.raises(RpcError) as caught:
+        await anext(Authentication(store.keys, required=True).intercept_unary_stream(slow, None, call))
+    assert caught.value.code is StatusCode.UNAUTHENTICATED
+
+
+async def test_nothing_is_taken_from_a_stream_whose_key_was_revoked_while_it_was_silent(
+    store: SqliteLedger,
+) -> None:
+    made, key = create(store)
+    call = context(STREAM_USAGE, key)
+    taken = []
+
+    async def requests() -> Any:
+        yield "in force"
+        await revoke_key(store.keys, made.id, call)
+        yield "within the second"
+        call.runtime.advance(600)
+        yield "revoked long ago"
+
+    async def servicer(requests: Any, context: CallContext) -> Any:
+        try:
+            async for request in requests:
+                taken.append(request)
+                yield request
+        except RpcError:
+            yield "what was written meanwhile"
+            raise
+
+    gate = Authentication(store.keys, required=True)
+    async with aclosing(gate.intercept_stream_stream(servicer, requests(), call)) as stream:
+        answers = [await anext(stream) for _ in range(3)]
+        with pytest.raises(RpcError) as caught:
+            await anext(stream)
+    assert caught.value.code is StatusCode.UNAUTHENTICATED
+    assert taken == ["in force", "within the second"]
+    assert answers == [*taken, "what was written meanwhile"], "answers about what was written are let through"
 
 
 async def test_a_stream_needs_a_key_before_its_first_message(store: SqliteLedger) -> None:

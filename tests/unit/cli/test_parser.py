@@ -1,0 +1,105 @@
+"""What the command line says of what it does not know, and where options may stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llm_cost_ops import CostOpsClient
+from llm_cost_ops.cli import main
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    with CostOpsClient(base_url="sqlite:///costs.db") as client:
+        client.usage.submit(organization_id="acme", provider="openai", model_id="gpt-4o", input_tokens=5)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "estimate openai gpt-4o --input 5",
+        "estimate openai --input 5 gpt-4o",
+        "estimate --input 5 openai gpt-4o",
+        "estimate --input 5 openai/gpt-4o",
+        "prices show openai --json gpt-4o",
+        "prices list gpt-4o --provider openai mini",
+        "prices add openai --input 5 --db costs.db gpt-4o",
+    ],
+)
+def test_options_may_stand_between_words(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 0
+    assert "gpt-4o" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("cost", ": did you mean costs?"),
+        ("usage lst", ": did you mean list?"),
+        ("xyzzy", ""),
+        ("costs --since today", "llm-cost-ops costs: error: unrecognized arguments: --since today"),
+        ("keys list extra", "llm-cost-ops keys list: error: unrecognized arguments: extra"),
+        ("estimate --input 5", "the following arguments are required: model"),
+    ],
+)
+def test_what_is_not_known_is_told_with_what_is(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words.split())
+    error = capsys.readouterr().err
+    assert error.rstrip().endswith(said)
+    assert ("did you mean" in error) == ("did you mean" in said)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("costs --by users", "--by must be one of none, "),
+        ("costs --status dear", "--status must be one of priced, "),
+        ("usage show abc", "--organization must be given: "),
+        ("usage show abc --organization acme", "there is no usage record 'abc' of 'acme'"),
+        ("estimate openai gpt-4o --input -3", "--input must be 0 or more, not -3"),
+    ],
+)
+def test_without_a_server_the_rule_is_told_and_no_request(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = [] if words.startswith("estimate") else ["--db", "costs.db"]
+    assert main([*words.split(), *database]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"llm-cost-ops: {said}")
+    assert "request 0" not in error
+    assert "INVALID_ARGUMENT" not in error
+
+
+def test_commands_over_a_database_take_that_of_the_environment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["keys", "list"]) == 2
+    assert "there is no database llm_cost_ops.db: name one by --db" in capsys.readouterr().err
+    monkeypatch.setenv("LLM_COST_OPS_BASE_URL", "sqlite:///costs.db")
+    assert main(["keys", "create", "--organization", "acme"]) == 0
+    assert "--db costs.db" in capsys.readouterr().err
+    for command in (["keys", "list"], ["keys", "list", "--db", "sqlite:///costs.db"]):
+        assert main(command) == 0
+        assert "acme" in capsys.readouterr().out
+    assert main(["serve", "--check"]) == 0
+    assert "the settings and costs.db are good" in capsys.readouterr().out
+    assert not (folder / "llm_cost_ops.db").exists()
+    monkeypatch.setenv("LLM_COST_OPS_BASE_URL", "https://costs.example.com")
+    assert main(["keys", "create", "--organization", "acme"]) == 2
+    assert "names a server: name its database by --db" in capsys.readouterr().err
+    assert main(["serve", "--check", "--db", "sqlite:///costs.db"]) == 0
+    assert "the settings and costs.db are good" in capsys.readouterr().out
+    assert main(["serve", "--check"]) == 0, "clients of a server may be where it is"
+    assert "the settings and llm_cost_ops.db are good" in capsys.readouterr().out
+
+
+def test_costs_of_nothing_say_that_nothing_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["costs", "--db", "costs.db", "--organization", "acmee"]) == 0
+    assert "Nothing is recorded that these filters let through." in capsys.readouterr().out
