@@ -106,12 +106,12 @@ def series_key_of(record: UsageRecord, by: Pricing) -> SeriesKey:
     )
 
 
-def prepare(entry: Entry) -> tuple[SeriesKey, Columns, str]:
-    """What the transaction needs of an entry: its series key, its own columns, and its id as text."""
+def prepare(entry: Entry, null: float | None = None) -> tuple[SeriesKey, Columns, str]:
+    """What the transaction needs of an entry: its series key, its `own_columns`, and its id as text."""
     record, by = entry.record, entry.by
     made, stored_id, stored_key = usage_id(record.organization_id, entry.key)
     taken = to_micros(entry.ingested_at)
-    columns = own_columns(record, stored_id, stored_key, taken, entry.units, by)
+    columns = own_columns(record, stored_id, stored_key, taken, entry.units, by, null)
     return series_key_of(record, by), columns, made
 
 
