@@ -37,7 +37,7 @@ from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.ledger import Entry, Filter, open_ledger
 from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.postgres import sums
-from llm_cost_ops.ledger.postgres.rows import prepare
+from llm_cost_ops.ledger.postgres.rows import prepare, written
 from llm_cost_ops.ledger.postgres.sums import fold
 from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import drive, uuid7
@@ -130,7 +130,10 @@ class Measured:
 def raw_copy(server: PostgresServer, count: int) -> float:
     url = server.new_database()
     rows = [
-        [(1, row.id, *(str(part) for part in row.series[1:]), *row[3:]) for row in map(prepare, batch)]
+        [
+            (1, row.id, *(str(part) for part in row.series[1:]), *written(row)[1:])
+            for row in map(prepare, batch)
+        ]
         for batch in batches(count)
     ]
     with psycopg.connect(url, autocommit=True) as connection:
