@@ -96,6 +96,16 @@ def test_keys_are_not_kept_in_memory(
         assert not told.out
 
 
+@pytest.mark.parametrize("where", [["--base-url", "sqlite:///costs.db"], ["--db", "costs.db"], []])
+def test_what_is_wrong_with_a_proxy_is_told_wherever_it_records(
+    where: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["proxy", "--check", "--upstream", "openai=ftp://x", *where]) == 2
+    assert capsys.readouterr().err.startswith(
+        "llm-cost-ops: upstream openai: the URL must begin with http://"
+    )
+
+
 def test_commands_over_a_database_take_that_of_the_environment(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
