@@ -176,7 +176,7 @@ class Catalog:
 
     def entries(self) -> Sequence[CardEntry]:
         """An entry for each card, by provider and in the order of the catalog: decoded once, then kept."""
-        with self._lock:
+        with self._lock.held:
             if self._entries is None:
                 self._entries = tuple(
                     CardEntry(
@@ -277,7 +277,7 @@ def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog:
         return read_catalog(path)
     if (catalog := _in_force.catalog) is not None:
         return catalog
-    with _in_force.lock:
+    with _in_force.lock.held:
         if _in_force.catalog is None:
             _in_force.catalog = _load_default()
         return _in_force.catalog
@@ -285,7 +285,7 @@ def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog:
 
 def use_catalog(catalog: Catalog | None) -> Catalog | None:
     """Puts a catalog in force in this process, None for that of the next load. Returns the one before."""
-    with _in_force.lock:
+    with _in_force.lock.held:
         before, _in_force.catalog = _in_force.catalog, catalog
     return before
 

@@ -44,6 +44,8 @@ def costs(options: argparse.Namespace) -> int:
     elif output.form == "csv" or (summary.breakdown and not is_elsewhere(summary)):
         output.table(cost_table("What it cost", summary, for_programs=output.form == "csv"))
     print_total(output, summary)
+    if not summary.total_requests:
+        output.line("Nothing is recorded that these filters let through.")
     return 0
 
 

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     import asyncio
     import contextvars
 
+    from llm_cost_ops.client.thread_turns import Waking
+
 # Nothing here imports asyncio: threads that share an embedded client have no use for it.
 
 __all__ = [
@@ -129,14 +131,18 @@ class Rider(msgspec.Struct, eq=False):
 
 
 class Flight:
-    """A batch under way; of one rider, its own call. `aboard` counts who still waits for it."""
+    """A batch under way; of one rider, its own call. `aboard` counts who still waits for it.
 
-    __slots__ = ("aboard", "context", "riders", "task")
+    `waking` wakes the threads that it was sent for.
+    """
+
+    __slots__ = ("aboard", "context", "riders", "task", "waking")
 
     def __init__(self, riders: list[Rider]) -> None:
         self.riders = riders
         self.aboard = len(riders)
         self.task: asyncio.Task[None] | None = None
+        self.waking: Waking | None = None
         first = riders[0].context
         latest = max(riders, key=deadline_of).context.deadline
         # Where metadata differ in the trace that they belong to, the batch belongs to the first one's.

@@ -62,11 +62,13 @@ _lock = ForkSafeLock()
 def default_client() -> CostOpsClient:
     """The client of the process, which the environment sets up; made when it is first asked for."""
     global _default  # noqa: PLW0603  # one for the process
-    with _lock:
+    with _lock.held:
         if _default is None:
             from llm_cost_ops.client.clients import CostOpsClient
 
-            _default = CostOpsClient()
+            made = CostOpsClient()
+            # A signal handler may have been faster, in this very thread.
+            _default = _default or made
         return _default
 
 

@@ -24,13 +24,14 @@ from llm_cost_ops._gen.messages import SubmitResult, SubmitStatus, UsageRecord
 from llm_cost_ops.client.attribution import Attributes, current_attributes
 from llm_cost_ops.client.flush_report import MAX_REJECTED, FlushReport, Rejected
 from llm_cost_ops.client.recordable import Recordable, as_it_is, as_they_are, broken_rules, read_record
-from llm_cost_ops.client.spool import Spool, SpoolBatch, SpoolFullError, SpoolSyncError
+from llm_cost_ops.client.spool import Spool, SpoolBatch, SpoolEnteredError, SpoolFullError, SpoolSyncError
 from llm_cost_ops.client.submitting import Connection, invalid, reason_of, submitted, text_of
 from llm_cost_ops.config import RecorderConfig
 from llm_cost_ops.exceptions import RecorderFullError
 from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.rpc.context import uuid7_series
 from llm_cost_ops.rpc.forks import forget_in_children, quiesce_for_forks
+from llm_cost_ops.rpc.wake import Bell
 from llm_cost_ops.wire.errors import EncodeError
 
 __all__ = [
@@ -153,16 +154,16 @@ class Recorder:
         until = time.monotonic() + seconds
         if self._left():
             self._wake()
-        with self._progress:
+        with self._lock:
             while self._left() and (wait := until - time.monotonic()) > 0:
-                self._urgent.set()
-                self._hurry.set()
+                self._urgent.ring()
+                self._hurry.ring()
                 self._progress.wait(min(wait, 0.1))
         return self.report()
 
     def report(self) -> FlushReport:
         """What became of the records so far."""
-        with self._progress:
+        with self._lock:
             counts = self._counts
             return FlushReport(
                 delivered=counts.delivered,
@@ -183,8 +184,8 @@ class Recorder:
         if not self._closed:
             self.flush(timeout)
             self._closed = True
-            self._urgent.set()
-            self._hurry.set()
+            self._urgent.ring()
+            self._hurry.ring()
             thread = self._thread
             if thread is not None and thread is not threading.current_thread():
                 # It ends at once, unless it waits for an answer.
@@ -223,10 +224,12 @@ class Recorder:
         self._rejected: deque[Rejected] = deque(maxlen=MAX_REJECTED)
         self._numbers = count()
         self._key_of = uuid7_series()
-        self._progress = threading.Condition()
-        self._starting = threading.Lock()
-        self._hurry = threading.Event()
-        self._urgent = threading.Event()
+        # Not the condition itself, whose `__enter__` may be interrupted once it has the lock.
+        self._lock = threading.RLock()
+        self._progress = threading.Condition(self._lock)
+        self._starting = threading.RLock()
+        self._hurry = Bell()
+        self._urgent = Bell()
         self._thread: threading.Thread | None = None
         self._idle = True
         self._abandoned = False
@@ -242,29 +245,30 @@ class Recorder:
 
     def _wake(self) -> None:
         self._idle = False
-        self._hurry.set()
+        self._hurry.ring()
         if self._thread is None and not self._closed:
             with self._starting:
-                if self._thread is None:
-                    self._thread = thread = threading.Thread(
-                        target=self._work, name="llm-cost-ops-recorder", daemon=True
-                    )
+                thread = threading.Thread(target=self._work, name="llm-cost-ops-recorder", daemon=True)
+                if self._thread is None:  # a signal handler may have been faster, in this very thread
+                    self._thread = thread
                     try:
                         thread.start()
-                    except RuntimeError:
-                        # The interpreter is ending, and starts no threads any more.
-                        self._thread = None
+                    except BaseException as error:
+                        self._thread, self._idle = None, True
+                        # The interpreter may be ending, and starts no threads any more.
+                        if not isinstance(error, RuntimeError):
+                            raise
 
     def _take_anyway(self, raw: _Raw) -> None:
         """Take a record that does not fit, as `overflow` says."""
-        self._urgent.set()
+        self._urgent.ring()
         if self._closed:
             self._drop(1, "the client is closed")
             return
         if self._overflow == "raise":
             raise RecorderFullError(f"{self._config.max_records} records wait to be sent")
         if self._overflow == "block":
-            with self._progress:
+            with self._lock:
                 while self._is_full() and self._may_wait():
                     self._wake()
                     self._progress.wait(0.1)
@@ -273,7 +277,7 @@ class Recorder:
                     return
             self._drop(1, "the client is closed")
         elif self._overflow == "drop_oldest":
-            with self._progress:
+            with self._lock:
                 if self._queue:
                     self._queue.popleft()
                     self._counts.dropped += 1
@@ -293,7 +297,7 @@ class Recorder:
         """Write a record to the spool; where that can't be, into memory."""
         built = self._built(raw)
         if isinstance(built, Rejected):
-            with self._progress:
+            with self._lock:
                 self._count_rejected(built)
             self._report_rejected(built)
             return
@@ -302,6 +306,9 @@ class Recorder:
         while True:
             try:
                 self._spool.append(payload)
+            except SpoolEnteredError:
+                # No lock may be waited for: another thread may have it, and wait for the spool's.
+                self._queue.append((as_it_is(record), {}, Attributes(), *raw[3:]))
             except SpoolSyncError as error:
                 self._say("sync", f"{error.strerror}; records are kept, unless the machine fails")
             except OSError as error:
@@ -318,7 +325,7 @@ class Recorder:
         if self._overflow == "raise":
             raise RecorderFullError("the spool is full")
         if self._overflow == "drop_oldest":
-            with self._progress:
+            with self._lock:
                 lost = self._spool.drop_oldest()
                 self._done_in_spool += lost
                 self._counts.dropped += lost
@@ -334,7 +341,7 @@ class Recorder:
         self._say("spool", f"the spool can't take records, which are kept in memory: {error.strerror}")
         kept = as_it_is(record)
         assert isinstance(kept, UsageRecord)
-        with self._progress:
+        with self._lock:
             fits = not self._is_full() and not self._closed
             if fits:
                 self._backlog.append((kept, size))
@@ -366,10 +373,13 @@ class Recorder:
     # What follows runs in the thread.
 
     def _work(self) -> None:
+        with self._starting:
+            if self._thread is not threading.current_thread():
+                return  # who started it was interrupted
         connection: Connection | None = None
         failures, looked = 0, time.monotonic()
         while True:
-            self._hurry.clear()
+            self._hurry.silence()
             batch: SpoolBatch | None = None
             waiting: list[_Waiting] = []
             try:
@@ -403,11 +413,11 @@ class Recorder:
         """Wait for a record, for at most _IDLE_SECONDS."""
         self._idle = True
         if not self._queue:
-            with self._progress:
+            with self._lock:
                 self._progress.notify_all()
             if self._hurry.wait(_IDLE_SECONDS):
                 self._urgent.wait(_GATHER_SECONDS)
-            self._urgent.clear()
+            self._urgent.silence()
         self._idle = False
 
     def _take_over(self) -> None:
@@ -425,19 +435,19 @@ class Recorder:
         until = time.monotonic() + seconds
         while not self._closed and (left := until - time.monotonic()) > 0:
             # Woken, it builds what came meanwhile, so that its bytes are known.
-            self._hurry.clear()
+            self._hurry.silence()
             self._build_waiting()
             self._hurry.wait(min(left, _IDLE_SECONDS))
 
     def _build_waiting(self) -> None:
         """Make records of what waits in the queue, as many as the bound in bytes allows."""
         while self._queue and self._backlog_bytes < self._config.max_bytes:
-            with self._progress:
+            with self._lock:
                 raws = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH_RECORDS))]
                 self._in_memory += len(raws)
             for raw in raws:
                 built = self._built(raw)
-                with self._progress:
+                with self._lock:
                     if self._abandoned:
                         return  # they were counted as dropped, and that was said
                     if isinstance(built, Rejected):
@@ -451,7 +461,7 @@ class Recorder:
                     self._report_rejected(built)
 
     def _next_batch(self) -> tuple[SpoolBatch | None, list[_Waiting]]:
-        with self._progress:
+        with self._lock:
             taken: list[_Waiting] = []
             size = 0
             for built in islice(self._backlog, MAX_BATCH_RECORDS):
@@ -472,13 +482,13 @@ class Recorder:
         if batch is not None and self._spool is not None:
             self._spool.give_back(batch)
             return
-        with self._progress:
+        with self._lock:
             if not self._abandoned:
                 self._backlog.extendleft(reversed(waiting))
 
     def _deliver(self, connection: Connection, batch: SpoolBatch | None, waiting: list[_Waiting]) -> None:
         settled = submitted(connection, [record for record, _ in waiting])
-        with self._progress:
+        with self._lock:
             if self._abandoned and batch is None:
                 return  # they were counted as dropped, and that was said
             for record, result in settled:
@@ -527,12 +537,12 @@ class Recorder:
             self._call(self._config.on_result, rejected.record, invalid(rejected.reason))
 
     def _drop(self, records: int, reason: str) -> None:
-        with self._progress:
+        with self._lock:
             self._counts.dropped += records
         self._say("drop", f"records are dropped: {reason}")
 
     def _drop_rest(self) -> None:
-        with self._progress:
+        with self._lock:
             left = len(self._queue) + self._in_memory
             self._abandoned = True
             self._queue.clear()

@@ -43,7 +43,7 @@ class Recording:
 
     def forget(self) -> None:
         """In a forked child: who was making the recorder is the parent's."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def recorder(self) -> Recorder:
@@ -54,9 +54,10 @@ class Recording:
             with self._lock:
                 if self._recorder is None:
                     recorder = Recorder(self._config, self._build, self._connect)
-                    if self._closed:
+                    # A signal handler may have been faster, in this very thread.
+                    if self._closed or self._recorder is not None:
                         recorder.close(0)
-                    self._recorder = recorder
+                    self._recorder = self._recorder or recorder
         return self._recorder
 
     @property

@@ -28,6 +28,7 @@ __all__ = [
     "MAX_FRAME_BYTES",
     "Spool",
     "SpoolBatch",
+    "SpoolEnteredError",
     "SpoolError",
     "SpoolFullError",
     "SpoolStatus",
@@ -51,6 +52,10 @@ class SpoolError(OSError):
 
 class SpoolFullError(SpoolError):
     """The bound in bytes is reached, or the disk is full: the record was not kept."""
+
+
+class SpoolEnteredError(SpoolError):
+    """A signal handler or a finalizer appends in the middle of an append of its thread: it was not kept."""
 
 
 class SpoolSyncError(SpoolError):
@@ -98,9 +103,10 @@ class Spool:
         self._max_bytes = max_bytes
         self._segment_bytes = segment_bytes or max(max_bytes // _MAX_SEGMENTS, 4 * 1024 * 1024)
         self._directory = _open_folder(self.folder, sync=self._sync)
-        self._lock = threading.Lock()
-        self._fsync = threading.Lock()
-        self._reading = threading.Lock()
+        self._lock = threading.RLock()
+        self._fsync = threading.RLock()
+        self._reading = threading.RLock()
+        self._entered = False
         self._current: Segment | None = None
         self._segments: list[Segment] = []
         self._more = False  # whether segments of the dead may be left, since there were too many at once
@@ -124,8 +130,8 @@ class Spool:
     def append(self, payload: bytes) -> None:
         """Keep a record.
 
-        Raises SpoolSyncError when it was kept and only its fsync failed; SpoolFullError, or another
-        SpoolError when the disk fails: then it was not kept.
+        Raises SpoolSyncError when it was kept and only its fsync failed; SpoolFullError, SpoolEnteredError,
+        or another SpoolError when the disk fails: then it was not kept.
         """
         if len(payload) > MAX_FRAME_BYTES:
             raise SpoolError(
@@ -134,25 +140,31 @@ class Spool:
         frame = frame_of(payload)
         size = len(frame)
         with self._lock:
+            if self._entered:
+                raise SpoolEnteredError(errno.EDEADLK, "this thread is in the middle of another append")
             if self._bytes + size > self._max_bytes:
                 raise SpoolFullError(errno.ENOSPC, f"the spool {self.folder} holds {self._bytes} bytes")
-            segment = self._current
-            if segment is None or segment.size >= self._segment_bytes:
-                segment = self._begin_segment()
+            self._entered, kept, segment = True, False, None
             try:
+                segment = self._current
+                if segment is None or segment.size >= self._segment_bytes:
+                    segment = self._begin_segment()
                 written = os.write(segment.descriptor, frame)
+                if written != size:
+                    raise SpoolFullError(errno.ENOSPC, f"no space left for the spool {self.folder}")
+                self.kept += 1
+                self._bytes += size
+                segment.records += 1
+                segment.size = end = segment.size + size
+                if self._sync:
+                    segment.syncing += 1
+                kept = True
             except OSError as error:
-                self._cut(segment)
                 raise _full(error) from error
-            if written != size:
-                self._cut(segment)
-                raise SpoolFullError(errno.ENOSPC, f"no space left for the spool {self.folder}")
-            self.kept += 1
-            self._bytes += size
-            segment.records += 1
-            segment.size = end = segment.size + size
-            if self._sync:
-                segment.syncing += 1
+            finally:
+                self._entered = False
+                if not kept and segment is not None:
+                    self._cut(segment)
         if self._sync:
             try:
                 self._sync_to(segment, end)
@@ -295,7 +307,8 @@ class Spool:
         """In a forked child: the segments are the parent's, whose locks the child's copies would keep."""
         descriptors, self._descriptors = self._descriptors, set()
         self._segments, self._current, self._bytes, self.kept = [], None, 0, 0
-        self._lock, self._fsync, self._reading = threading.Lock(), threading.Lock(), threading.Lock()
+        self._entered = False
+        self._lock, self._fsync, self._reading = threading.RLock(), threading.RLock(), threading.RLock()
         self._opening = threading.RLock()
         for descriptor in descriptors:
             # A lock of flock belongs to the open file, which both have: closing the copy releases nothing.
@@ -358,7 +371,7 @@ class Spool:
         return segment
 
     def _cut(self, segment: Segment) -> None:
-        # What was written of a frame is damage: the next record begins a new segment.
+        # What was written of a frame is damage, or was interrupted: the next record begins a new segment.
         with contextlib.suppress(OSError):
             os.ftruncate(segment.descriptor, segment.size)
         self._current = None

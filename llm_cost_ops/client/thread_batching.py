@@ -27,45 +27,56 @@ __all__ = ["ThreadBatching"]
 
 
 class ThreadBatching(Batching):
-    """Batching of threads: one of those that wait sends for all, the one with the latest deadline."""
+    """Batching of threads: one of those that wait sends for all, the one with the latest deadline.
+
+    An interrupt, such as KeyboardInterrupt, may come at any call that is made here. Whatever it left half
+    done, those who waited send alone then, and who comes next begins anew.
+    """
 
     def forget(self) -> None:
         self._lock = threading.Lock()
         self._groups: Groups = {}
-        # By thread, where its turn to send alone is from.
-        self._turns: dict[int, Group] = {}
+        self._waiting: dict[Rider, None] = {}  # nothing was brought to them yet
+        self._inside: set[int] = set()  # the threads that are in the middle of a submit
 
     async def _submit(
         self, key: Hashable, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
     ) -> Any:
         thread = threading.get_ident()
-        with self._lock:
-            # Ctrl-C may have come before a call of this thread gave its turn back; or this call is made
-            # within one that has a turn, and would wait for it.
-            self._give_back(thread)
-            group = self._of(self._groups, key)
-            entered = group.enter()
-            if entered:
-                self._turns[thread] = group
-            else:
-                rider = Rider(group, continuation, request, context, ThreadTurn())
-                group.add(rider, size_of(request))
-        if not entered:
-            outcome = await self._outcome(rider)
-            if isinstance(outcome, Flight):
-                outcome = await self._lead(rider, outcome)
+        if thread in self._inside:
+            # From a signal handler, a finalizer or an interceptor: its thread may have a turn, or the lock.
+            return await continuation(request, context)
+        rider: Rider | None = None
+        settled = False
+        try:
+            self._inside.add(thread)
+            with self._lock:
+                group = self._of(self._groups, key)
+                if not group.enter():
+                    rider = Rider(group, continuation, request, context, ThreadTurn())
+                    self._waiting[rider] = None
+                    group.add(rider, size_of(request))
+            outcome = rider
+            if rider is not None:
+                outcome = await self._outcome(rider)
+                if isinstance(outcome, Flight):
+                    outcome = await self._lead(rider, outcome)
+            if outcome is rider:
+                try:
+                    return await continuation(request, context)
+                finally:
+                    self._leave(group)
+                    settled = True
+            settled = True
             if outcome is ALONE:
                 return await continuation(request, context)
             if isinstance(outcome, BaseException):
                 raise outcome
-            if outcome is not rider:
-                return outcome
-            self._turns[thread] = group
-        try:
-            return await continuation(request, context)
+            return outcome
         finally:
-            with self._lock:
-                self._give_back(thread)
+            if not settled:
+                self._begin_anew(rider)
+            self._inside.discard(thread)
 
     async def _outcome(self, rider: Rider) -> Any:
         """What becomes of a rider: itself when it has a turn to send alone with, a flight to send for all."""
@@ -77,82 +88,57 @@ class ThreadBatching(Batching):
                 if not came:
                     rider.gone = True
                     rider.group.remove(rider)
-            if came:
-                return rider.turn.result()
-            raise too_late(rider) from None
-        except BaseException:
-            self._interrupted(rider)
-            raise
-
-    def _interrupted(self, rider: Rider) -> None:
-        """Somebody else has to do what fell to a thread that was interrupted."""
-        with self._lock:
-            rider.gone = True
-            rider.group.remove(rider)
-            came = rider.turn.done()
-        fallen = rider.turn.result() if came else None
-        if fallen is rider:
-            self._leave(rider.group)
-        elif isinstance(fallen, Flight):
-            self._hand_over(fallen)
+                    self._waiting.pop(rider, None)
+            return rider.turn.result() if came else too_late(rider)
 
     async def _lead(self, leader: Rider, flight: Flight) -> Any:
-        try:
-            outcomes = await self._send(flight)
-        except BaseException:
-            leader.gone = True
-            self._hand_over(flight)
-            raise
+        outcomes = await self._send(flight)
         mine: Any = None
         others = [rider for rider in flight.riders if rider is not leader]
         # The turn is given back after the callers have seen their answers: what they submit next can come
         # along.
         turns = (rider.turn for rider in others)
-        waking = Waking(turns, partial(self._leave, leader.group, len(flight.riders)))
-        try:
-            with self._lock:
-                for rider, outcome in zip(flight.riders, outcomes, strict=True):
-                    settle(rider, outcome)
-                    if rider is leader:
-                        mine = outcome
-                    elif not rider.gone:
-                        rider.turn.set_result_of(outcome, waking)
-        finally:
-            # Who has nothing is gone, and wakes nobody; or this thread was interrupted before that: they
-            # send what is theirs again, under the same key.
-            with self._lock:
-                for rider in others:
-                    if rider.gone:
-                        waking.is_awake(rider.turn)
-                    elif not rider.turn.done():
-                        rider.turn.set_result_of(ALONE, waking)
-            flight.land()
-            waking.go_on()
+        flight.waking = waking = Waking(turns, partial(self._leave, leader.group, len(flight.riders)))
+        with self._lock:
+            for rider, outcome in zip(flight.riders, outcomes, strict=True):
+                settle(rider, outcome)
+                if rider is leader:
+                    mine = outcome
+                elif rider.gone:
+                    waking.is_awake(rider.turn)  # and wakes nobody
+                else:
+                    rider.turn.set_result_of(outcome, waking)
+        flight.land()
+        waking.go_on()
         return mine
 
-    def _give_back(self, thread: int) -> None:
-        group = self._turns.pop(thread, None)
-        for riders in () if group is None else group.leave():
-            self._grant(riders)
+    def _begin_anew(self, interrupted: Rider | None) -> None:
+        """Have those who wait send alone, with the same keys: some may have a turn, and nobody to tell them.
+
+        Who is in a batch that another thread sends waits for that.
+        """
+        flight = None
+        with self._lock:
+            riders, self._groups, self._waiting = list(self._waiting), {}, {}
+            if interrupted is not None:
+                interrupted.gone = True
+                if interrupted.turn.done() and isinstance(interrupted.turn.outcome, Flight):
+                    flight = interrupted.turn.outcome
+                    riders += flight.riders
+            for rider in riders:
+                if rider is not interrupted and not rider.turn.done():
+                    rider.turn.set_result(ALONE)
+        if interrupted is not None:
+            interrupted.turn.wake_next()
+        if flight is not None and flight.waking is not None:
+            flight.waking.go_on()
 
     def _leave(self, group: Group, items: int = 1) -> None:
         with self._lock:
             for riders in group.leave(items):
-                self._grant(riders)
-
-    def _hand_over(self, flight: Flight) -> None:
-        """Let another rider send the batch."""
-        group, items = flight.riders[0].group, len(flight.riders)
-        with self._lock:
-            riders = [rider for rider in flight.riders if not rider.gone]
-            if riders:
-                group.lose(items - len(riders))
-                self._grant(riders)
-        if not riders:
-            self._leave(group, items)
-
-    def _grant(self, riders: list[Rider]) -> None:
-        if len(riders) == 1:
-            riders[0].turn.set_result(riders[0])
-        else:
-            max(riders, key=deadline_of).turn.set_result(Flight(riders))
+                if len(riders) == 1:
+                    riders[0].turn.set_result(riders[0])
+                else:
+                    max(riders, key=deadline_of).turn.set_result(Flight(riders))
+                for rider in riders:
+                    self._waiting.pop(rider, None)

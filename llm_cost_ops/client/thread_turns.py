@@ -69,19 +69,30 @@ class ThreadTurn:
         self._lock = threading.Lock()
         self._lock.acquire()
 
+    @property
+    def outcome(self) -> Any:
+        """What came, without waking anybody."""
+        return self._outcome
+
     def done(self) -> bool:
         """Whether it came. Its thread may still sleep."""
         return self._outcome is not _NOTHING
 
     def set_result(self, outcome: Any) -> None:
-        """Bring it, and wake the thread."""
-        self._outcome = outcome
-        self._lock.release()
+        """Bring it, and wake the thread. What came before stays."""
+        if self._outcome is _NOTHING:
+            self._outcome = outcome
+            self._awake = True  # for a batch that brings something as well
+            self._lock.release()
 
     def set_result_of(self, outcome: Any, waking: Waking) -> None:
-        """Bring it; the thread is woken when it is its turn among others. Who waited has to call `result`."""
-        self._waking = waking
-        self._outcome = outcome
+        """Bring it; the thread is woken when it is its turn among others. What came before stays.
+
+        Who waited has to call `result`, or `wake_next` where that was interrupted.
+        """
+        if self._outcome is _NOTHING:
+            self._waking = waking
+            self._outcome = outcome
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for it. Raises TimeoutError when it does not come within `timeout` seconds."""
@@ -92,11 +103,16 @@ class ThreadTurn:
             # It is looked for first, since it is there only after what else is to be woken.
             outcome = self._outcome
             if outcome is not _NOTHING and self._waking is not None:
-                self._waking.is_awake(self)
-                self._waking = None
+                self.wake_next()
         if outcome is _NOTHING:
             raise TimeoutError
         return outcome
+
+    def wake_next(self) -> None:
+        """Say that this thread is awake. May be called again."""
+        if self._waking is not None:
+            self._waking.is_awake(self)
+            self._waking = None
 
     def call(self) -> bool:
         """Wake its thread, which then has to wake the next ones; False where that is awake."""

@@ -49,7 +49,7 @@ class Auth(AroundStart):
     def forget(self) -> None:
         """In a forked child: forget that the parent is asking for a key."""
         self._asking: Future[None] | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     async def intercept_unary_unary(
         self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext

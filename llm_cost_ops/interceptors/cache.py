@@ -29,7 +29,7 @@ class ExpiringEntries:
         self._entries: OrderedDict[Hashable, tuple[float, bytes]] = OrderedDict()
         self._limit = limit
         self._ttl = ttl
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def get(self, key: Hashable, now: float) -> bytes | None:
         """The value, unless it has expired."""
@@ -80,7 +80,7 @@ class Cache:
         """Start again with an empty memory."""
         self._entries = ExpiringEntries(self._config.max_entries, self._config.ttl)
         self._under_way: dict[Hashable, Future[bytes | None]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     async def intercept_unary_unary(
         self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext

@@ -42,7 +42,7 @@ class Breaker:
         self._failures = 0
         self._generation = 0
         self._opened_at = 0.0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def admit(self, now: float) -> int | None:
         """A ticket for a call, or None to refuse it.
@@ -92,7 +92,7 @@ class Breaker:
 
     def forget(self) -> None:
         """Start again without a probe under way."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.released(self._generation)
 
     def _become(self, state: BreakerState) -> int:

@@ -75,7 +75,7 @@ class RateLimit(AroundStart):
         # Who watches the clock is no more in the line.
         self._line = Fifo[RuntimeTurn]()
         self._watched = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         forget_in_children(self)
 
     async def intercept_unary_unary(
@@ -179,7 +179,7 @@ class RateLimit(AroundStart):
     def forget(self) -> None:
         """In a forked child: forget the calls that wait in the parent."""
         self._line, self._watched = Fifo[RuntimeTurn](), False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 def _seconds(text: str, now: float) -> float | None:

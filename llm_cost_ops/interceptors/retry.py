@@ -69,7 +69,7 @@ class RetryBudget:
         self._size = size
         self._refill = refill
         self._tokens = size
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def left(self) -> float:
@@ -95,7 +95,7 @@ class RetryBudget:
 
     def forget(self) -> None:
         """In a forked child: make a new lock, as another thread of the parent may hold the old one."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def _add(self, tokens: float) -> None:
         with self._lock:

@@ -374,7 +374,7 @@ class _Snapshot:
         for other in PROVIDER_FALLBACKS.get(provider, ()):
             plan += [_Choice(candidate, ("provider",)) for candidate in self._candidates(other, key)]
         found = tuple(plan)
-        with self._lock:
+        with self._lock.held:
             while len(self.plans) >= _CAPACITY:
                 del self.plans[next(iter(self.plans))]
             self.plans[key] = found
@@ -399,7 +399,7 @@ class _Snapshot:
 
     def compiled(self, choice: _Choice) -> CompiledCard:
         if choice.compiled is None:
-            with self._lock:
+            with self._lock.held:
                 known = self._compiled.get(id(choice.card))
                 if known is None or known.card is not choice.card:
                     known = CompiledCard(choice.card)

@@ -159,14 +159,14 @@ def _generator() -> tuple[Callable[[], str], Callable[[], None]]:
     that seeding Python's changes nothing. Within the millisecond the last 48 bits count on (RFC 9562,
     method 2); they start below 2^47, so that they never run out.
     """
-    lock = threading.Lock()
+    lock = threading.RLock()  # which a signal handler may come into
     bits = random.Random().getrandbits  # seeded by the operating system
     # A millisecond, what its ids begin with, and what counts their ends; replaced as a whole.
     current = (-1, "", count().__next__)
 
     def begin_anew() -> None:
         nonlocal lock, bits, current
-        lock = threading.Lock()
+        lock = threading.RLock()
         bits = random.Random().getrandbits
         current = (-1, "", count().__next__)
 

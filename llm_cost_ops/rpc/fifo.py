@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
 
 # asyncio and concurrent.futures are imported where they are used: a sync embedded client has no use for them.
 
-__all__ = ["CallQueue", "Fifo", "RuntimeTurn", "TaskTurn", "ThreadTurn", "Turn"]
+__all__ = ["CallQueue", "Fifo", "Place", "RuntimeTurn", "TaskTurn", "ThreadTurn", "Turn"]
 
 
 class Turn(Protocol):
@@ -106,6 +108,43 @@ class RuntimeTurn:
         return True
 
 
+class Place:
+    """Somebody's place in a queue, which their runtime waits for as for a future: `runtime.wait(place)`."""
+
+    __slots__ = ("_asleep", "_callback", "before", "behind", "granted", "owner")
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+        self.granted = False
+        # The neighbours in the queue, while it is there.
+        self.before: Any = None
+        self.behind: Any = None
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
+        self._callback: Callable[[Place], object] | None = None
+
+    def done(self) -> bool:
+        return self.granted
+
+    def result(self, timeout: float | None = None) -> None:
+        if not self.granted:
+            self._asleep.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+        if not self.granted:
+            raise TimeoutError
+
+    def add_done_callback(self, callback: Callable[[Place], object]) -> None:
+        self._callback = callback
+        if self.granted:
+            callback(self)
+
+    def wake(self) -> None:
+        """May be called again."""
+        with contextlib.suppress(RuntimeError):  # it is awake
+            self._asleep.release()
+        if self._callback is not None:
+            self._callback(self)
+
+
 W = TypeVar("W", bound=Turn)
 
 
@@ -156,7 +195,7 @@ class CallQueue:
     """
 
     def __init__(self, limit: int) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._max = float(limit)
         self._window = float(limit)
         self._in_flight = 0

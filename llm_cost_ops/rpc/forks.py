@@ -66,9 +66,10 @@ def quiesce_for_forks(owner: Quiescent) -> None:
 
 
 class ForkSafeLock:
-    """A lock that nobody holds in a forked child, whichever thread of the parent did.
+    """A lock that nobody holds in a forked child, whichever thread of the parent did: `with lock.held:`.
 
-    For what is whole at any moment, as something that is set once it is made. Not to be held over a fork.
+    For what is whole at any moment, as something that is set once it is made. Not to be held over a fork. A
+    signal handler or a finalizer may take it within its own thread's block.
     """
 
     def __init__(self) -> None:
@@ -77,13 +78,8 @@ class ForkSafeLock:
 
     def forget(self) -> None:
         """In a forked child: the thread that may hold the lock is not there."""
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        # Not an `__enter__` of our own, which may be interrupted once it has the lock.
+        self.held = threading.RLock()
 
 
 T = TypeVar("T")
@@ -97,7 +93,7 @@ class PerProcess(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._made: T | None = None
         self._of_parents: list[T] = []
         forget_in_children(self)
@@ -119,7 +115,7 @@ class PerProcess(Generic[T]):
 
     def forget(self) -> None:
         """In a forked child: leave alone what the parent made."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if self._made is not None:
             self._of_parents.append(self._made)
             self._made = None

@@ -11,7 +11,34 @@ if TYPE_CHECKING:
     import asyncio
     import concurrent.futures
 
-__all__ = ["arrival", "waking_once"]
+__all__ = ["Bell", "arrival", "waking_once"]
+
+
+class Bell:
+    """Wakes one thread: `wait` returns once `ring` was called, if only before it, and takes that back.
+
+    An Event's `set` has a lock: a signal handler or finalizer that came into it would wait for ever in one of
+    its own.
+    """
+
+    __slots__ = ("_silent",)
+
+    def __init__(self) -> None:
+        self._silent = threading.Lock()
+        self._silent.acquire()
+
+    def ring(self) -> None:
+        """Have the thread go on."""
+        with contextlib.suppress(RuntimeError):  # it was rung already
+            self._silent.release()
+
+    def silence(self) -> None:
+        """Take back what was rung."""
+        self._silent.acquire(False)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for at most so many seconds; whether it was rung."""
+        return self._silent.acquire(timeout=max(0.0, seconds))
 
 
 class _Gathered(threading.local):

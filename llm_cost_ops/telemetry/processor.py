@@ -49,7 +49,7 @@ class CostOpsSpanProcessor(SpanProcessor):
         if found is None or not is_call(found):
             return
         kind = is_embedding(found)
-        with self._lock:
+        with self._lock.held:
             repeats = (found.trace_id, found.span_id, kind) in self._repeated
             self._repeated.pop((found.trace_id, found.span_id, kind), None)
             if found.parent_id and (repeats or has_counts(found)):

@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime
+from llm_cost_ops.rpc.wake import arrival
 
 __all__ = ["AsyncVirtualRuntime", "VirtualRuntime"]
 
@@ -109,11 +110,15 @@ class AsyncVirtualRuntime(_VirtualClock, AsyncRuntime):
     async def wait(self, future: concurrent.futures.Future[T], timeout: float | None = None) -> T:
         """The result of a future; builtin TimeoutError when `timeout` virtual seconds pass."""
         self._activity += 1
-        result = asyncio.wrap_future(future)
-        if timeout is None:
-            return await asyncio.shield(result)
-        await self._done(result, timeout)
-        return result.result()
+        came = asyncio.ensure_future(arrival(future, None))
+        try:
+            if timeout is None:
+                await came
+            else:
+                await self._done(came, timeout)
+        finally:
+            came.cancel()
+        return future.result()
 
     async def within(self, awaitable: Awaitable[T], timeout: float | None = None) -> T:
         """What an awaitable gives; builtin TimeoutError when `timeout` virtual seconds pass."""

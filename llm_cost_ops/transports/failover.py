@@ -43,7 +43,7 @@ class Rotation:
     """
 
     def __init__(self, count: int, first: int = 0) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._next = first % count
         self._failures = [0] * count
         self._timeouts = [0] * count
@@ -108,7 +108,7 @@ class Rotation:
 
     def forget(self) -> None:
         """Take a lock that nobody holds."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def _avoid(self, server: int, now: float) -> float:
         seconds = AVOIDANCE.seconds(self._failures[server])

@@ -456,7 +456,7 @@ def _graft(data: Any, plan: _Plan, itemized: tuple[str, ...] = ()) -> Any:
     for name, raw in _objects.decode(data).items():
         slot = plan.slots.get(name)
         if slot is None:
-            unknown[name] = msgspec.Raw(bytes(raw))
+            unknown[name] = _kept(raw, name)
         elif slot.struct is None or bytes(raw) == b"null":
             flat[name] = _with_plain_decimals(raw, slot, name) if slot.is_decimal else raw
         else:
@@ -471,6 +471,16 @@ def _graft(data: Any, plan: _Plan, itemized: tuple[str, ...] = ()) -> Any:
     if unknown:
         message.unknown_ = Unknown(json=unknown)
     return message
+
+
+def _kept(raw: Any, name: str) -> msgspec.Raw:
+    """The JSON of a field that is not known. What is passed over has been checked for its form alone."""
+    data = bytes(raw)
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise _located(error, name) from None
+    return msgspec.Raw(data)
 
 
 def _graft_nested(raw: Any, slot: _Slot, itemized: bool) -> object:

@@ -43,8 +43,8 @@ def repeated_keys(data: bytes, written: bytes | None = None) -> list[Path]:
         some = True
         return _Twice(pairs)
 
-    # The numbers don't matter, and to read a long one takes long.
-    tree = json.loads(data.decode(), object_pairs_hook=read, parse_int=len, parse_float=len)
+    # The numbers don't matter, and to read a long one takes long. An item that is not UTF-8 has its error.
+    tree = json.loads(data.decode(errors="replace"), object_pairs_hook=read, parse_int=len, parse_float=len)
     return list(_paths(tree)) if some else []
 
 

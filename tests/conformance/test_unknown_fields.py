@@ -117,6 +117,24 @@ def test_rest_bodies_lines_and_prices(urls: dict[str, str]) -> None:
         assert http.get("/api/v1/costs?unknown=keep").status_code == 400
 
 
+@pytest.mark.parametrize("keep", ["", "?unknown=keep"])
+def test_what_is_not_known_and_no_text_is_refused_by_name(urls: dict[str, str], keep: str) -> None:
+    good = json.dumps(CALL).encode()
+    bad = good[:-1] + b', "new": "\xff"}'
+    lines = {"content-type": "application/x-ndjson"}
+    with httpx.Client(base_url=urls["http"], headers={"content-type": "application/json"}) as http:
+        for path in ("usage", "costs/estimate", "pricing", "privacy/erase", "retention/apply"):
+            answer = http.post(f"/api/v1/{path}{keep}", content=b'{"new": "\xff"}')
+            assert (answer.status_code, "new is not valid UTF-8" in answer.text) == (400, True), path
+        batch = http.post(f"/api/v1/usage/batch{keep}", content=b'{"records": [%s, %s]}' % (bad, good))
+        assert "records[0].new is not valid UTF-8" in batch.text
+        assert (batch.json()["data"]["created"], batch.json()["data"]["invalid"]) == (1, 1)
+        stream = http.post(f"/api/v1/usage/stream{keep}", content=bad + b"\n" + good + b"\n", headers=lines)
+        assert "new is not valid UTF-8" in stream.text
+        last = json.loads(stream.text.splitlines()[-1])
+        assert (last["durable"], last["created"]) == (2, 1)
+
+
 def test_a_rate_of_a_new_price_is_looked_into(urls: dict[str, str]) -> None:
     body = {"provider": "p", "model_id": "m", "rates": [{"meter": "INPUT", "price": "1", "minimun": "2"}]}
     request = CREATE_PRICE_REQUEST.decode_json(json.dumps(body).encode())

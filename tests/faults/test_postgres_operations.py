@@ -13,13 +13,14 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psycopg
 import pytest
 from msgspec.structs import replace
 
 from llm_cost_ops import CostOpsClient, CostOpsError
-from llm_cost_ops.ledger import Filter, open_ledger
+from llm_cost_ops.ledger import Filter, day_spans, open_ledger
 from llm_cost_ops.ledger.postgres.errors import connect_error
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.faults.shared_database import Load, check_kept, execute, servers, submit
@@ -41,9 +42,17 @@ def wait_until(holds: Callable[[], Any]) -> None:
 
 
 def sums(url: str) -> Any:
-    with Sync(ledger=open_ledger(url), timeout=60.0) as ledger:
+    """Sums, and how many records there are; those by user are kept from the first time on."""
+    with (
+        patch.multiple(day_spans, MIN_ROWS=2, MIN_ROWS_A_GROUP=0),
+        Sync(ledger=open_ledger(url), timeout=60.0) as ledger,
+    ):
         assert ledger.find_faults() == []
-        return ledger.summarize(Filter(), ("organization", "model"), None), ledger.count(Filter())
+        found, count = ledger.summarize(Filter(), ("organization", "model"), None), ledger.count(Filter())
+        assert [sums.requests for _, _, sums in ledger.summarize(Filter(), ("user",), None)] == [count]
+        kept = ledger.run(lambda session: session.rows("SELECT 1 FROM llm_cost_ops.day_span LIMIT 1"))
+        assert kept
+        return found, count
 
 
 def append(url: str, keys: range) -> None:
@@ -106,8 +115,10 @@ def stopped(server: PostgresServer) -> Iterator[PostgresServer]:
 def test_a_standby_takes_no_writes_and_says_so(primary: PostgresServer) -> None:
     url = primary.new_database()
     append(url, range(3))
+    expected = sums(url)
     with stopped(primary.standby()) as standby:
         standby.start()
+        assert sums(standby.url(name_of(url), target_session_attrs="any")) == expected
         for session in ("read-write", "any"):
             target = standby.url(name_of(url), target_session_attrs=session)
             with Sync(ledger=open_ledger(target)) as ledger:
@@ -119,7 +130,7 @@ def test_a_standby_takes_no_writes_and_says_so(primary: PostgresServer) -> None:
                         "STORAGE_READ_ONLY",
                     )
                     assert not caught.value.maybe_applied
-        assert sums(url)[1] == 3
+        assert sums(url) == expected
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 # Of the databases of tests.
 _IN_TRANSACTION = (
     "SELECT pid FROM pg_stat_activity WHERE datname LIKE 'test%' AND pid <> pg_backend_pid() "
-    "AND (state = 'idle in transaction' OR query LIKE 'COPY %' AND state = 'active')"
+    "AND (state = 'idle in transaction' OR query LIKE '%COPY %' AND state = 'active')"
 )
 
 
@@ -101,15 +101,18 @@ def test_a_copy_whose_connection_is_lost_is_done_again(
             # Waits until it is gone.
             postgres.execute(f"SELECT pg_terminate_backend({lost[0]}, 60000)")
 
-    def copying(self: Session, sql: str, lines: Any) -> None:
-        def sent() -> Iterator[str]:
-            for part in lines:
+    def copying(self: Session, statements: list[str], copies: list[str], lines: Any) -> bool:
+        def sent(some: Iterator[str]) -> Iterator[str]:
+            for part in some:
                 yield part
                 lose()
 
-        if not within:
-            lose()
-        copy(self, sql, sent())
+        def losing(said: Any) -> Any:
+            if not within:
+                lose()
+            return [sent(some) for some in lines(said)]
+
+        return copy(self, statements, copies, losing)
 
     monkeypatch.setattr(Session, "copy", copying)
     with Sync(ledger=open_ledger(pooled_url)) as ledger:

@@ -18,9 +18,9 @@ from llm_cost_ops.ledger.postgres.connection import Database, Session
 from llm_cost_ops.ledger.postgres.errors import busy_error, closed_error
 from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.revise import revise
-from llm_cost_ops.ledger.postgres.rows import Row, row_of, series_of, units_of, units_sql
+from llm_cost_ops.ledger.postgres.rows import Row, row_of, series_of, units_sql
 from llm_cost_ops.ledger.postgres.workers import Connected, Ticket
-from llm_cost_ops.ledger.postgres.writing import MIN_COPIED, write
+from llm_cost_ops.ledger.postgres.writing import write
 from llm_cost_ops.ledger.protocols import Alike
 from llm_cost_ops.ledger.retention import removed_duplicate
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
@@ -33,6 +33,8 @@ __all__ = ["Answer", "Appender", "PostgresBatch"]
 
 # More rows in a transaction take no less of the database for each, and its calls wait longer.
 _MAX_ROWS = 4000
+# So many do not wait for the commit that is under way, to share the next.
+_MIN_ROWS = 100
 # Rows for one are made while the other waits for the database.
 _CONNECTIONS = 2
 _MAX_WAITING = 10_000
@@ -76,6 +78,7 @@ class PostgresBatch:
         "_ingested",
         "_key",
         "_organization",
+        "_series",
         "_taken",
         "_write_batch",
         "open",
@@ -93,6 +96,8 @@ class PostgresBatch:
         self._organization = ""
         self._taken: datetime | None = None
         self._ingested = 0
+        # Rows share what is equal: see writing.py.
+        self._series: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._attempts: dict[int, int] = {}
         self.rows: list[Row] = []
         self.revision: int | None = None
@@ -130,6 +135,7 @@ class PostgresBatch:
         series: tuple[str, ...] | None = None if alike is None else alike.get(by)
         if series is None:
             series = series_of(record, by)
+            series = self._series.setdefault(series, series)
             if alike is not None:
                 alike[by] = series
         self.rows.append(row_of(record, series, made, key, self._ingested, units, by))
@@ -145,7 +151,7 @@ class PostgresBatch:
         """An entry as it came."""
         row = self.rows[at]
         record = decode_usage(row.record)
-        return Entry(record, row.key or "", from_micros(row.ingested), units_of(row.cost), row.by)
+        return Entry(record, row.key or "", from_micros(row.ingested), row.units, row.by)
 
     def created(self, at: int) -> None:
         """Note that an entry was written."""
@@ -178,7 +184,7 @@ class PostgresBatch:
 class Appender:
     """Threads that commit what waits together, and acknowledge it after that.
 
-    A few rows wait for the commit that is under way, to share the next; as many as are copied do not.
+    A few rows wait for the commit that is under way, to share the next; many do not.
 
     The same rows may be written again, after a connection was lost in the middle of a commit: their ids are
     made before, so that they are found then.
@@ -254,7 +260,7 @@ class Appender:
 
     def _is_due(self) -> bool:
         """Whether what waits is to be committed now, and not together with what comes meanwhile."""
-        return bool(self._waiting) and (not self._committing or self._waiting_rows >= MIN_COPIED)
+        return bool(self._waiting) and (not self._committing or self._waiting_rows >= _MIN_ROWS)
 
     def _next_group(self) -> list[tuple[PostgresBatch, Ticket[Answer]]]:
         """Wait for tickets, and take those that were priced with the same cards; none when it is closed."""

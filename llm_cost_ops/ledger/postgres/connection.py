@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import pq
 from psycopg.adapt import Loader
+from psycopg.generators import execute
 from psycopg.types.string import StrDumperUnknown
+from psycopg.waiting import Wait
 
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.errors import DeadlinePassedError, connect_error
@@ -61,7 +63,6 @@ _MARK = (
     ", CASE WHEN current_setting('synchronous_standby_names') <> '' AND NOT pg_is_in_recovery() "
     "THEN pg_logical_emit_message(true, 'llm_cost_ops', '') END"
 )
-_SETTINGS_IN_PIPELINE = _SETTINGS.format(commit="%(commit)s", timeout="%(timeout)s")
 # A time-out that ends the wait for a synchronous standby would make COMMIT succeed without it.
 _BEFORE_COMMIT = "SET LOCAL statement_timeout = 0"
 _STANDBY = (
@@ -243,17 +244,47 @@ class Session:
         """Run a statement that is planned each time, for the tables as they are now."""
         return self.connection.execute(sql.encode(), named, prepare=False)
 
-    def copy(self, sql: str, lines: Iterable[str]) -> None:
-        """Run a COPY from lines in PostgreSQL's text form."""
-        try:
-            with self.connection.cursor().copy(sql.encode()) as copy:
-                for part in lines:
-                    copy.write(_kept(part))
-        except (ValueError, psycopg.ProgrammingError) as error:
-            # psycopg's, when a pooler says why it closes the connection, and does: those are two answers.
-            if not self.connection.closed:
-                raise
-            raise psycopg.OperationalError("the connection was lost in the middle of COPY") from error
+    def copy(
+        self,
+        statements: Sequence[str],
+        copies: Sequence[str],
+        lines: Callable[[Sequence[Sequence[bytes]]], Sequence[Iterable[str]] | None],
+    ) -> bool:
+        """A whole transaction in one query: statements, and what is copied then.
+
+        `lines` is given the first column of what each statement gave, as text, and gives for each COPY its
+        lines in PostgreSQL's text form, many in one text. It gives None to have nothing done: False.
+        """
+        parts = (_BEGIN, self._settings(), *statements, *copies, _BEFORE_COMMIT, "COMMIT")
+        results = self.connection.wait(self._copying("; ".join(parts).encode(), lines, len(statements)))
+        if results is None:
+            return False
+        for result in results:
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise psycopg.errors.error_from_result(result, "utf-8")
+        self.end_commit()
+        return True
+
+    def _copying(self, sql: bytes, lines: Any, count: int) -> Generator[Any, Any, Any]:
+        connection = self.connection.pgconn
+        connection.send_query(sql)
+        results = yield from execute(connection)
+        if results[-1].status != pq.ExecStatus.COPY_IN:
+            return results
+        said = [[each.get_value(row, 0) for row in range(each.ntuples)] for each in results[-1 - count : -1]]
+        copied = lines(said)
+        for number, some in enumerate(copied or [[]], 1):
+            for part in some:
+                while connection.put_copy_data(_kept(part)) == 0:
+                    yield Wait.W
+            if copied is not None and number == len(copied):
+                self._expect_commit()
+            while connection.put_copy_end(b"not wanted" if copied is None else None) == 0:
+                yield Wait.W
+            results = yield from execute(connection)
+            if results[-1].status != pq.ExecStatus.COPY_IN:
+                break
+        return None if copied is None else results
 
     def numbers(self, count: int) -> list[int]:
         """So many numbers for rows, ascending, that nobody else has; taken from the sequence in blocks."""
@@ -300,22 +331,18 @@ class Session:
         Where it need not be `lasting`, nobody waits for the disk: a crash may undo all of it.
         """
         try:
-            self.begin(_PLANNED, lasting=lasting)
+            self.run("; ".join((_BEGIN, self._settings(lasting=lasting), _PLANNED)))
             yield
             self.commit()
         except BaseException:
             self.roll_back()
             raise
 
-    def begin(self, *statements: str, lasting: bool = True) -> psycopg.Cursor[tuple[Any, ...]]:
-        """Begin a transaction and run its first statements, in one round trip; rows are those of the last."""
+    def _settings(self, *, lasting: bool = True) -> str:
+        """The statement that has the others of a transaction mean what we mean."""
         commit = self._synchronous_commit if lasting else "off"
         settings = _SETTINGS.format(commit=f"'{commit}'", timeout=f"'{self._timeout()}'")
-        mark = _MARK if commit == "on" else ""
-        cursor = self.run("; ".join((_BEGIN, settings + mark, *statements)))
-        while cursor.nextset():
-            pass
-        return cursor
+        return settings + (_MARK if commit == "on" else "")
 
     def _limited(self) -> str:
         """The statement that ends those of a transaction at the deadline.
@@ -324,38 +351,11 @@ class Session:
         """
         return f"SELECT set_config('statement_timeout', '{self._timeout()}', true)"
 
-    def commit(self, *statements: str) -> None:
-        """Run the last statements of a transaction and commit it, in one round trip."""
+    def commit(self) -> None:
+        """Commit a transaction, in one round trip."""
         self._expect_commit()
-        self.run("; ".join((*statements, _BEFORE_COMMIT, "COMMIT")))
+        self.run(f"{_BEFORE_COMMIT}; COMMIT")
         self.end_commit()
-
-    @contextmanager
-    def pipeline(self) -> Iterator[None]:
-        """Statements inside are sent without waiting for the answers to those before.
-
-        Where one fails, the session is closed: the server skips those after it, and psycopg, which counts a
-        statement as prepared once it is sent, would go on to use names that the server has never seen.
-        """
-        try:
-            with self.connection.pipeline():
-                yield
-        except BaseException:
-            self.close()
-            raise
-
-    def begin_in_pipeline(self) -> None:
-        """Begin a transaction with a statement for each step, as a pipeline needs it."""
-        self.run(_BEGIN)
-        commit = self._synchronous_commit
-        mark = _MARK if commit == "on" else ""
-        self.run(_SETTINGS_IN_PIPELINE + mark, commit=commit, timeout=str(self._timeout()))
-
-    def commit_in_pipeline(self) -> None:
-        """Commit likewise; `end_commit` comes after the pipeline."""
-        self.run(_BEFORE_COMMIT)
-        self._expect_commit()
-        self.run("COMMIT")
 
     def _expect_commit(self) -> None:
         self.committing = True

@@ -22,9 +22,11 @@ from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rules.limits import MAX_COUNT
 
 __all__ = [
+    "PICO",
     "RECORD_COLUMNS",
     "Row",
-    "copy_line",
+    "copied",
+    "copied_json",
     "cost_text",
     "decode_record",
     "prepare",
@@ -32,8 +34,8 @@ __all__ = [
     "series_of",
     "struct_text",
     "text_array",
-    "units_of",
     "units_sql",
+    "written",
 ]
 
 RECORD_COLUMNS = "u.id::text AS id, u.key, u.ingested, u.ts, u.record"
@@ -50,14 +52,15 @@ def struct_text(value: object) -> str:
     return encode_struct(value).decode()
 
 
-_PICO = "e-12"
+PICO = "e-12"
+"""What follows a cost in 10^-12 where PostgreSQL reads a number."""
 
 
 class Row(NamedTuple):
     """What is written of an entry: `series` is the organization and eight columns of series.
 
-    `id` is in its text form; `ingested` and `ts` are in microseconds, `cost` and `tags` and `labels` texts of
-    PostgreSQL's, None where there is none.
+    `id` is in its text form; `ingested` and `ts` are in microseconds, `units` is the cost in 10^-12, `tags`
+    and `labels` are texts of PostgreSQL's; None where there is none.
     """
 
     series: tuple[str, ...]
@@ -70,7 +73,7 @@ class Row(NamedTuple):
     input: int
     output: int
     cached: int
-    cost: str | None
+    units: int | None
     usr: str | None
     tags: str | None
     labels: str | None
@@ -112,7 +115,7 @@ def row_of(
         put_in,
         put_out,
         int(record.cached_tokens),
-        cost_text(units),
+        units,
         str.__str__(record.user_id) or None,
         # A tag counts a record once, however often it has it.
         struct_text(list(dict.fromkeys(tags))) if tags else None,
@@ -141,12 +144,12 @@ def series_of(record: UsageRecord, by: Pricing) -> tuple[str, ...]:
 
 def cost_text(units: int | None) -> str | None:
     """A cost in 10^-12 as PostgreSQL reads a number."""
-    return None if units is None else f"{units}{_PICO}"
+    return None if units is None else f"{units}{PICO}"
 
 
-def units_of(cost: str | None) -> int | None:
-    """The cost in 10^-12 that `cost_text` made a text of."""
-    return None if cost is None else int(cost.removesuffix(_PICO))
+def written(row: Row) -> tuple[Any, ...]:
+    """What is written of a row for its id and what follows it."""
+    return (*row[2:10], cost_text(row.units), *row[11:])
 
 
 def text_array(values: Sequence[object]) -> str:
@@ -165,21 +168,18 @@ _ESCAPES = {"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}
 _ESCAPED = str.maketrans(_ESCAPES)
 
 
-def copy_line(row: Row) -> str:
-    """What COPY takes for a row: `id` and what follows it, with the end of the line."""
-    _, _, made, key, ingested, ts, requests, put_in, put_out, cached, cost, usr, tags, labels, record = row
-    return (
-        f"{made}\t{_copied(key)}\t{ingested}\t{ts}\t{requests}\t{put_in}\t{put_out}\t{cached}\t"
-        f"{cost or _NULL}\t{_copied(usr)}\t{_copied(tags)}\t{_copied(labels)}\t{_copied(record)}\n"
-    )
-
-
-def _copied(value: str | None) -> str:
+def copied(value: str | None) -> str:
+    """A text, or what stands for none, in the text form of COPY."""
     if value is None:
         return _NULL
-    if "\\" in value or "\n" in value or "\t" in value or "\r" in value:
-        return value.translate(_ESCAPED)
-    return value
+    if value.isprintable() and "\\" not in value:
+        return value
+    return value.translate(_ESCAPED)
+
+
+def copied_json(value: str) -> str:
+    """JSON in the text form of COPY: it has no control characters."""
+    return value.replace("\\", r"\\") if "\\" in value else value
 
 
 def _element(value: object) -> str:

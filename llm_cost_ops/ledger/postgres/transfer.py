@@ -24,7 +24,7 @@ from llm_cost_ops.ledger.postgres.revise import (
     names_of,
     revise,
 )
-from llm_cost_ops.ledger.postgres.rows import Row, prepare, series_of, text_array, units_sql
+from llm_cost_ops.ledger.postgres.rows import Row, prepare, series_of, text_array, units_sql, written
 from llm_cost_ops.ledger.postgres.sums import quarter_sql
 from llm_cost_ops.ledger.postgres.url import database
 from llm_cost_ops.ledger.transfer import (
@@ -268,7 +268,8 @@ class PostgresTransfer:
     def _insert(self, placed: Sequence[_Placed], seqs: Sequence[int]) -> set[tuple[int, str]]:
         """Insert what is not there yet, and return what was inserted."""
         values = [
-            (each.ids[0], seq, *each.ids[1:], *each.row[2:]) for each, seq in zip(placed, seqs, strict=True)
+            (each.ids[0], seq, *each.ids[1:], *written(each.row))
+            for each, seq in zip(placed, seqs, strict=True)
         ]
         columns: dict[str, object] = dict(
             zip(_TYPES, map(text_array, zip(*values, strict=True)), strict=True)

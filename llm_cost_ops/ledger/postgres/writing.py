@@ -1,133 +1,58 @@
 """Writing rows of usage and what they add to the sums, in one transaction that leaves out what is there.
 
-Few rows are inserted, in one round trip. Many are copied, which takes several, and two thirds of the time
-for each row. COPY fails at a row that is there: then, and for some writes after that, rows are looked for
-first, and the rest is copied; should somebody else commit one of those in between, they are inserted.
+All is one query: what has to hold, a COPY of the rows and one of their sums, and COMMIT. COPY fails at a row
+that is there: then, and for some writes after that, the query looks for rows first, and only the others are
+copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from itertools import count
 
 import psycopg
 
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.errors import is_lost
-from llm_cost_ops.ledger.postgres.interning import Ids, intern
-from llm_cost_ops.ledger.postgres.rows import Row, copy_line, text_array
-from llm_cost_ops.ledger.postgres.sums import quarter_sql
+from llm_cost_ops.ledger.postgres.interning import intern
+from llm_cost_ops.ledger.postgres.rows import PICO, Row, copied, copied_json, text_array
+from llm_cost_ops.rules.times import QUARTER
 
 __all__ = ["write"]
 
-MIN_COPIED = 100
-"""So many rows, and more, are copied."""
-
 _LOOKS = 16
-"""After rows that were there already, so many writes that copy look for theirs first.
+"""After rows that were there already, so many writes look for theirs first.
 
-To look takes an eighth of what a write takes, and to copy in vain about as long as to copy.
+To look takes an eighth of what a write of many rows takes, and to copy in vain about as long as to copy.
 """
 
 # The database works at the first lines while the next are made.
 _LINES_AT_ONCE = 250
 
-_TYPES = {
-    "series": "bigint",
-    "pricing": "bigint",
-    "seq": "bigint",
-    "id": "uuid",
-    "key": "text",
-    "ingested": "bigint",
-    "ts": "bigint",
-    "requests": "bigint",
-    "input": "bigint",
-    "output": "bigint",
-    "cached": "bigint",
-    "cost": "numeric",
-    "usr": "text",
-    "tags": "jsonb",
-    "labels": "jsonb",
-    "record": "text",
-}
-_COLUMNS = ", ".join(_TYPES)
-_ARRAYS = ", ".join(f"%({name})s::{kind}[]" for name, kind in _TYPES.items())
-_QUARTER = quarter_sql("ts")
-_ADDED = (
-    "count(*), sum(requests), sum(input), sum(output), sum(cached), "
-    "coalesce(sum(requests) FILTER (WHERE cost IS NULL), 0), coalesce(sum(cost), 0)"
-)
-_REVISION = "SELECT coalesce(max(seq), 0) AS revision FROM llm_cost_ops.card"
-# Rows are inserted in the order of their ids: two transactions that share some wait for each other in one
-# direction only.
-_INSERT = f"""
-    WITH at AS ({_REVISION}),
-    sent AS MATERIALIZED (
-        SELECT n.* FROM unnest({_ARRAYS}) AS n ({_COLUMNS})
-        WHERE %(revision)s::bigint IS NULL OR %(revision)s::bigint = (SELECT revision FROM at)
-    ), new AS (
-        INSERT INTO llm_cost_ops.usage (org, {_COLUMNS})
-        SELECT %(org)s, {_COLUMNS} FROM sent ORDER BY id
-        ON CONFLICT (org, id) DO NOTHING
-        RETURNING id, series, ts, requests, input, output, cached, cost
-    ), added AS (
-        INSERT INTO llm_cost_ops.delta
-        SELECT %(org)s, {_QUARTER}, series, {_ADDED} FROM new GROUP BY {_QUARTER}, series
-    )
-    SELECT (SELECT revision FROM at), array(SELECT id::text FROM new)
-"""
+_REVISION = "SELECT coalesce(max(seq), 0) FROM llm_cost_ops.card"
 # LATERAL with a limit: joined, a table of some 100,000 rows is read whole.
 _LOOK = """
-    SELECT n.place FROM unnest(%(orgs)s::int[], %(ids)s::uuid[]) WITH ORDINALITY AS n (org, id, place)
+    SELECT n.place FROM unnest('{orgs}'::int[], '{ids}'::uuid[]) WITH ORDINALITY AS n (org, id, place)
     CROSS JOIN LATERAL (
         SELECT 1 FROM llm_cost_ops.usage u WHERE u.org = n.org AND u.id = n.id LIMIT 1
     ) AS u
 """
-_COPY = f"COPY llm_cost_ops.usage (org, {_COLUMNS}) FROM STDIN"
-# The rows of this transaction, which usage_commit finds. The planner takes them for one, and would sort them.
-_ADD_DELTAS = f"""
-    SET LOCAL enable_sort = off;
-    INSERT INTO llm_cost_ops.delta (org, bucket, series, records, requests, input, output, cached,
-        unpriced, cost)
-    SELECT u.org, {_QUARTER}, series, {_ADDED} FROM llm_cost_ops.usage u
-    WHERE u.org = ANY('{{orgs}}'::int[]) AND u.xid = pg_current_xact_id()
-        AND u.seq >= {{first}} AND u.seq <= {{last}}
-    GROUP BY u.org, {_QUARTER}, series
-"""
+_COPY = (
+    "COPY llm_cost_ops.usage (org, series, pricing, seq, id, key, ingested, ts, requests, input, output, "
+    "cached, cost, usr, tags, labels, record) FROM STDIN"
+)
+_COPY_SUMS = (
+    "COPY llm_cost_ops.delta (org, bucket, series, records, requests, input, output, cached, unpriced, cost) "
+    "FROM STDIN"
+)
 
 Found = dict[int, list[int]]
 """By the number of an organization, the places of rows in the list that they came in."""
 
-
-class _Sent(NamedTuple):
-    """Rows, and at the same places what they refer to and their numbers; and by organization and id, in their
-    order, the place of the first row with that id.
-    """
-
-    rows: Sequence[Row]
-    ids: list[Ids]
-    seqs: list[int]
-    firsts: dict[int, dict[str, int]]
-
-    def columns(self, places: Iterable[int]) -> dict[str, str]:
-        """The parameters of _INSERT for some rows."""
-        rows: list[tuple[Any, ...]] = []
-        for place in places:
-            _, series, pricing = self.ids[place]
-            rows.append((series, pricing, self.seqs[place], *self.rows[place][2:]))
-        return dict(zip(_TYPES, map(text_array, zip(*rows, strict=True)), strict=True))
-
-    def lines(self, places: Sequence[int]) -> Iterator[str]:
-        """What _COPY takes for some rows, many lines at once."""
-        rows, ids, seqs = self.rows, self.ids, self.seqs
-        for at in range(0, len(places), _LINES_AT_ONCE):
-            lines = []
-            for place in places[at : at + _LINES_AT_ONCE]:
-                org, series, pricing = ids[place]
-                lines.append(f"{org}\t{series}\t{pricing}\t{seqs[place]}\t{copy_line(rows[place])}")
-            yield "".join(lines)
+# By organization and series, and by quarter of an hour: what is in the columns of delta behind those.
+_Sums = dict[tuple[int, int], dict[int, list[int]]]
 
 
 def write(session: Session, rows: Sequence[Row], revision: int | None) -> Found | None:
@@ -135,75 +60,116 @@ def write(session: Session, rows: Sequence[Row], revision: int | None) -> Found 
 
     None, and nothing is written, when the cards are of another revision by now.
     """
-    sent = _sent(session, rows)
-    if len(rows) >= MIN_COPIED:
-        for _ in range(2):
-            try:
-                return _copy(session, sent, revision)
-            except psycopg.errors.UniqueViolation:
-                session.looks = _LOOKS
-    return _insert(session, sent, revision)
+    sent = _Sent(session, rows)
+    for _ in rows:
+        try:
+            return _write(session, sent, revision)
+        except psycopg.errors.UniqueViolation:
+            # One that was there, or that somebody committed after the look: the next look finds it.
+            session.looks = _LOOKS
+    return _write(session, sent, revision)
 
 
-def _sent(session: Session, rows: Sequence[Row]) -> _Sent:
-    # No object for each row is kept that the garbage collector has to look at.
-    distinct = list({(row.series, row.by): None for row in rows})
-    known = dict(zip(distinct, intern(session, distinct), strict=True))
-    ids = [known[row.series, row.by] for row in rows]
-    places: dict[int, dict[str, int]] = {}
-    for place, (row, (org, _, _)) in enumerate(zip(rows, ids, strict=True)):
-        places.setdefault(org, {}).setdefault(row.id, place)
-    firsts = {org: {made: places[org][made] for made in sorted(places[org])} for org in sorted(places)}
-    return _Sent(rows, ids, session.numbers(len(rows)), firsts)
+class _Sent:
+    """Rows with their numbers, and what they refer to."""
 
-
-def _insert(session: Session, sent: _Sent, revision: int | None) -> Found | None:
-    with _undone_when_it_fails(session), session.pipeline():
-        session.begin_in_pipeline()
-        for lock in _lock(revision):
-            session.run(lock)
-        answers = {
-            org: session.run(_INSERT, org=org, revision=revision, **sent.columns(firsts.values()))
-            for org, firsts in sent.firsts.items()
+    def __init__(self, session: Session, rows: Sequence[Row]) -> None:
+        # By identity: rows that are alike share the objects, and to hash a series takes longer. No object for
+        # each row is kept that the garbage collector has to look at.
+        kinds = {(id(row.series), id(row.by)): (row.series, row.by) for row in rows}
+        known = dict(zip(kinds, intern(session, kinds.values()), strict=True))
+        self._rows = rows
+        self._ids = [known[id(row.series), id(row.by)] for row in rows]
+        self._seqs = session.numbers(len(rows))
+        firsts: dict[int, dict[str, int]] = {org: {} for org, _, _ in sorted(known.values())}
+        for place, (org, _, _) in enumerate(self._ids):
+            firsts[org].setdefault(rows[place].id, place)
+        self.places: Found = {
+            org: [places[made] for made in sorted(places)] for org, places in firsts.items()
         }
-        session.commit_in_pipeline()
-    session.end_commit()
-    found: Found = {}
-    for org, cursor in answers.items():
-        [(at, ids)] = cursor.fetchall()
-        if revision not in (None, at):
+        """Those of the first row with each id, in the order of ids: of two transactions that share some, one
+        waits for the other."""
+
+    def look(self) -> str:
+        """The query that gives, counted from 1, which of all `places` have rows that are there already."""
+        orgs = [org for org, places in self.places.items() for _ in places]
+        ids = [self._rows[place].id for places in self.places.values() for place in places]
+        return _LOOK.format(orgs=text_array(orgs), ids=text_array(ids))
+
+    def lines(self, places: Sequence[int], sums: _Sums) -> Iterator[str]:
+        """What _COPY takes for some rows, many lines at once; they are added to the sums on the way."""
+        rows, ids, seqs, nothing = self._rows, self._ids, self._seqs, copied(None)
+        kinds = {
+            (org, series, pricing): (f"{org}\t{series}\t{pricing}", sums.setdefault((org, series), {}))
+            for org, series, pricing in set(ids)
+        }
+        users: dict[str | None, str] = {None: nothing}
+        for at in range(0, len(places), _LINES_AT_ONCE):
+            lines = []
+            for place in places[at : at + _LINES_AT_ONCE]:
+                (_, _, made, key, ingested, ts, requests, put_in, put_out, cached, units,
+                 usr, tags, labels, record) = rows[place]  # fmt: skip
+                beginning, quarters = kinds[ids[place]]
+                cost = nothing if units is None else f"{units}{PICO}"
+                added = quarters.get(ts // QUARTER)
+                if added is None:
+                    added = quarters[ts // QUARTER] = [0] * 7
+                added[0] += 1
+                added[1] += requests
+                added[2] += put_in
+                added[3] += put_out
+                added[4] += cached
+                if units is None:
+                    added[5] += requests
+                else:
+                    added[6] += units
+                user = users.get(usr)
+                if user is None:
+                    user = users[usr] = copied(usr)
+                if "\\" in record:
+                    record = copied_json(record)
+                lines.append(
+                    f"{beginning}\t{seqs[place]}\t{made}\t{copied(key)}\t{ingested}\t{ts}\t{requests}\t{put_in}\t"
+                    f"{put_out}\t{cached}\t{cost}\t{user}\t{nothing if tags is None else copied_json(tags)}\t"
+                    f"{nothing if labels is None else copied_json(labels)}\t{record}\n"
+                )
+            yield "".join(lines)
+
+
+def _lines_of_sums(sums: _Sums) -> Iterator[str]:
+    """What _COPY_SUMS takes, once all rows are in the sums."""
+    for (org, series), quarters in sums.items():
+        for quarter, added in quarters.items():
+            yield "\t".join(map(str, (org, quarter, series, *added))) + f"{PICO}\n"
+
+
+def _write(session: Session, sent: _Sent, revision: int | None) -> Found | None:
+    found, looks = sent.places, session.looks > 0
+
+    def lines(said: Sequence[Sequence[bytes]]) -> list[Iterator[str]] | None:
+        nonlocal found
+        if revision is not None and int(said[-1][0]) != revision:
             return None
-        found[org] = sorted(sent.firsts[org][made] for made in ids)
-    return found
+        if looks:
+            found = _without(found, {int(number) for number in said[-2]})
+            session.looks = session.looks - 1 if found == sent.places else _LOOKS
+        sums: _Sums = {}
+        new = [place for places in found.values() for place in places]
+        return [sent.lines(new, sums), _lines_of_sums(sums)]
 
-
-def _copy(session: Session, sent: _Sent, revision: int | None) -> Found | None:
+    statements = [*_lock(revision), *([sent.look()] if looks else []), _REVISION]
     with _undone_when_it_fails(session):
-        [(at,)] = session.begin(*_lock(revision), _REVISION).fetchall()
-        if revision not in (None, at):
-            session.roll_back()
-            return None
-        found = {org: list(firsts.values()) for org, firsts in sent.firsts.items()}
-        if session.looks:
-            found = _missing(session, sent, found)
-        new, last = [place for places in found.values() for place in places], []
-        if new:
-            session.copy(_COPY, sent.lines(new))
-            seqs = [sent.seqs[place] for place in new]
-            last = [_ADD_DELTAS.format(orgs=text_array(list(found)), first=min(seqs), last=max(seqs))]
-        session.commit(*last)
-    return found
+        if session.copy(statements, [_COPY, _COPY_SUMS], lines):
+            return found
+    session.roll_back()
+    return None
 
 
-def _missing(session: Session, sent: _Sent, found: Found) -> Found:
-    """The places of those rows that are not there already."""
-    places = [place for some in found.values() for place in some]
-    orgs = text_array([sent.ids[place][0] for place in places])
-    ids = text_array([sent.rows[place].id for place in places])
-    taken = {places[number - 1] for (number,) in session.run_planned(_LOOK, orgs=orgs, ids=ids)}
-    session.looks = _LOOKS if taken else session.looks - 1
-    missing = {org: [place for place in some if place not in taken] for org, some in found.items()}
-    return {org: some for org, some in missing.items() if some}
+def _without(found: Found, taken: set[int]) -> Found:
+    """Those of some places whose numbers, counted from 1, are not taken."""
+    numbers = count(1)
+    left = {org: [place for place in places if next(numbers) not in taken] for org, places in found.items()}
+    return {org: places for org, places in left.items() if places}
 
 
 def _lock(revision: int | None) -> list[str]:

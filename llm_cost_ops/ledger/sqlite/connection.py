@@ -6,12 +6,9 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llm_cost_ops.ledger.sqlite import schema
 from llm_cost_ops.ledger.sqlite.errors import (
@@ -34,7 +31,9 @@ from llm_cost_ops.ledger.sqlite.obvious_faults import find_obvious_fault
 from llm_cost_ops.ledger.sqlite.queue import QueuedError, WriteQueue
 from llm_cost_ops.ledger.sqlite.rows import Interner
 from llm_cost_ops.ledger.sqlite.sums import TEMPORARY
-from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.context import CallContext, drive
+from llm_cost_ops.rpc.fifo import Place
+from llm_cost_ops.rpc.runtime import Runtime, SyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
 __all__ = [
@@ -256,70 +255,114 @@ class BusyRetry:
 
 
 class FifoLock:
-    """A lock that threads and tasks queue for, first come, first served, each for as long as its call may."""
+    """A lock that threads and tasks queue for, first come, first served, each for as long as its call may.
 
-    __slots__ = ("_held", "_waiting", "try_acquire")
+    An `owner` is what tells a call from others. It releases the turn whatever was raised, KeyboardInterrupt
+    out of these methods included, and once more where that came out of `release`. What stands under the lock
+    calls nothing: only at calls can an interrupt come, or a signal handler or finalizer that asks for the
+    turn as well.
+    """
+
+    __slots__ = ("_end", "_lock", "_owner", "_place", "_thread")
 
     def __init__(self) -> None:
-        self._held = threading.Lock()
-        self._waiting: deque[Future[None]] = deque()
-        self.try_acquire: Callable[[], bool] = partial(self._held.acquire, False)
+        self._lock = threading.Lock()
+        self._owner: object = None
+        self._place: Place | None = None  # the one that the owner had, if it waited
+        self._thread = 0  # the owner's, once it runs
+        self._end = Place(None)  # stands behind the last, and before the first
+        self._end.before = self._end.behind = self._end
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        number, place = 0, self._end.behind
+        while place is not self._end:
+            number, place = number + 1, place.behind
+        return number
+
+    def try_acquire(self, owner: object) -> bool:
         """Take the turn if it is free."""
+        thread = threading.get_ident()
+        with self._lock:
+            taken = self._owner is None
+            if taken:
+                self._owner, self._thread = owner, thread
+        return taken
 
-    async def acquire(self, context: CallContext, name: str) -> None:
-        """Wait for the turn as the runtime waits; UNAVAILABLE just before the deadline."""
-        place = self._queue()
-        if place is None:
-            return
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody has the turn, now."""
+        return self._owner is None
+
+    async def acquire(self, owner: object, runtime: Runtime, seconds: float, name: str) -> None:
+        """Wait for the turn as the runtime waits; UNAVAILABLE after so many seconds."""
+        place: Any = Place(owner)
         try:
-            await context.runtime.wait(place, BusyRetry(context, name).left())
-        except TimeoutError:
-            if place.cancel():
-                raise busy_error(name) from None
+            if not self._joined(place):
+                try:
+                    await runtime.wait(place, seconds)
+                except TimeoutError:
+                    if not place.granted:
+                        raise busy_error(name) from None
+            self._thread = threading.get_ident()
         except BaseException:
-            if not place.cancel():
-                self.release()
+            try:
+                self._leave(place)
+            finally:
+                self._leave(place)  # the first may have been interrupted
             raise
 
-    def take_blocking(self, timeout: float, name: str) -> None:
-        """Wait for the turn by blocking the thread; UNAVAILABLE after `timeout` seconds."""
-        place = self._queue()
-        if place is None:
-            return
-        try:
-            place.result(timeout)
-        except TimeoutError:
-            if place.cancel():
-                raise busy_error(name) from None
-        except BaseException:
-            if not place.cancel():
-                self.release()
-            raise
+    def take_blocking(self, owner: object, seconds: float, name: str) -> None:
+        """Wait for the turn by blocking the thread; UNAVAILABLE after so many seconds."""
+        drive(self.acquire(owner, SyncRuntime(), seconds, name))
 
-    def release(self) -> None:
-        """Hand the turn to whoever has waited longest."""
-        if not self._waiting:
-            self._held.release()
-            # Somebody may have queued between the look and the release.
-            if not self._waiting or not self.try_acquire():
-                return
-        while True:
-            while self._waiting:
-                place = self._waiting.popleft()
-                if place.set_running_or_notify_cancel():
-                    place.set_result(None)
-                    return
-            self._held.release()
-            if not self._waiting or not self.try_acquire():
-                return
+    def release(self, owner: object) -> None:
+        """Hand the turn to whoever has waited longest, if `owner` has it."""
+        with self._lock:
+            if self._owner is owner:
+                self._thread = 0
+                place = self._end.behind
+                if place is self._end:
+                    self._owner = self._place = None
+                else:
+                    self._owner, self._place, place.granted = place.owner, place, True
+                    self._end.behind, place.behind.before = place.behind, self._end
+                    place.before = place.behind = None
+            place = self._place
+        # Whoever has it by now: they may have been handed it by a call that was interrupted then.
+        if place is not None:
+            place.wake()
 
-    def _queue(self) -> Future[None] | None:
-        place: Future[None] = Future()
-        self._waiting.append(place)
-        if self.try_acquire():
-            place.cancel()
-            return None
-        return place
+    def _joined(self, place: Place) -> bool:
+        """Take the turn if it is free, or else a place behind the last."""
+        if self._thread == threading.get_ident():
+            raise nested_error()
+        with self._lock:
+            taken = self._owner is None
+            if taken:
+                self._owner = place.owner
+            else:
+                place.before, place.behind = self._end.before, self._end
+                place.before.behind = self._end.before = place
+        return taken
+
+    def _leave(self, place: Place) -> None:
+        with self._lock:
+            if place.behind is not None:
+                place.before.behind, place.behind.before = place.behind, place.before
+                place.before = place.behind = None
+        self.release(place.owner)
+
+
+def nested_error() -> RpcError:
+    """The error of a call that a thread makes while it is in the middle of another one."""
+    return RpcError(
+        StatusCode.FAILED_PRECONDITION,
+        "this thread is in the middle of another call to this ledger, and was stopped there by a signal "
+        "handler or a finalizer: use record() in these",
+        error_code="STORAGE_UNUSABLE",
+    )
 
 
 T = TypeVar("T")
@@ -357,7 +400,7 @@ class Writer:
         self.close_readers: Callable[[], None] = lambda: None
         """Closes the connections beside this one."""
         # Who uses the connection. The turn may belong to a task that is not running.
-        self.in_use = threading.Lock()
+        self.in_use = threading.RLock()
         self._queue = None if database.path is None else WriteQueue(database.path)
         self._waiting = 0
 
@@ -371,19 +414,23 @@ class Writer:
         busy_retry: BusyRetry | None = None
         try:
             while True:
-                if not turn.try_acquire():
-                    await turn.acquire(context, self.database.name)
                 try:
+                    if not turn.try_acquire(context):
+                        left = BusyRetry(context, self.database.name).left()
+                        await turn.acquire(context, context.runtime, left, self.database.name)
                     return self.transact(job, statement=statement, context=context)
                 except (sqlite3.Error, OverflowError) as error:
                     if not is_busy(error):
                         raise self.translated(error) from error
                 finally:
-                    turn.release()
+                    turn.release(context)
                 if busy_retry is None:
                     busy_retry = BusyRetry(context, self.database.name)
                     self._waiting += 1
                 await busy_retry.pause()
+        except BaseException:
+            turn.release(context)  # which may have been interrupted
+            raise
         finally:
             if busy_retry is not None:
                 self._waiting -= 1

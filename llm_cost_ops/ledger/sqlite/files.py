@@ -104,7 +104,7 @@ class FileWatch:
         """What is wrong with the content of the files, for as long as this object lives."""
         self._paths = (path, f"{path}-wal", f"{path}-shm")
         self._path = path
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._open = 0
         self._database: _Key | None = None
         self._logs: tuple[_Key | None, _Key | None] | None = None

@@ -51,7 +51,7 @@ class GroupCommit:
         self._writer = writer
         self._queue: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()
         self._closing = False
 
     async def run(self, job: Job[T], weight: int, context: CallContext) -> T:

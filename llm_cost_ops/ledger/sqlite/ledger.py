@@ -378,10 +378,12 @@ class SqliteLedger:
             self._group.close()
         writer = self._writer
         if not writer.closed:
-            if not writer.turn.try_acquire():
-                writer.turn.take_blocking(_CLOSING, self._database.name)
-            writer.close()
-            writer.turn.release()
+            try:
+                if not writer.turn.try_acquire(self):
+                    writer.turn.take_blocking(self, _CLOSING, self._database.name)
+                writer.close()
+            finally:
+                writer.turn.release(self)
         self._readers.close()
 
     async def _read_now(self, query: Query[T], context: CallContext) -> T:

@@ -34,7 +34,9 @@ class Readers:
         self._writer = writer
         self._idle: deque[sqlite3.Connection] = deque()
         # Of the connections that are lent out; while a fork is under way none is.
-        self._changed = threading.Condition()
+        # Not the condition itself, whose `__enter__` may be interrupted once it has the lock.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._lent: set[sqlite3.Connection] = set()
         self._opening = 0
         self._resting = False
@@ -88,7 +90,7 @@ class Readers:
 
         Queries that do not end at once are interrupted, and run again afterwards.
         """
-        with self._changed:
+        with self._lock:
             self._resting = True
             self._rests += 1
             if not self._changed.wait_for(self._is_idle, min(_BEFORE_INTERRUPT, until - time.monotonic())):
@@ -101,7 +103,7 @@ class Readers:
 
     def go_on(self) -> None:
         """Lend connections again."""
-        with self._changed:
+        with self._lock:
             self._resting = False
             self._changed.notify_all()
 
@@ -113,17 +115,13 @@ class Readers:
 
     def _is_free(self) -> bool:
         """Whether a query would have to wait neither for its turn nor for a file to be opened."""
-        turn = self._writer.turn
         if self._database.path is not None:
             return bool(self._idle) and not self._resting
-        if turn.try_acquire():
-            turn.release()
-            return True
-        return False
+        return self._writer.turn.is_free
 
     def _lend(self, context: CallContext | None) -> sqlite3.Connection:
         """A connection. While a fork is under way, wait for its end: that takes seconds at most."""
-        with self._changed:
+        with self._lock:
             while self._resting:
                 self._changed.wait()
             if self._idle:
@@ -136,7 +134,7 @@ class Readers:
             opened = self._database.connect(lateness(context))
             return opened
         finally:
-            with self._changed:
+            with self._lock:
                 self._opening -= 1
                 if opened is not None:
                     self._lent.add(opened)
@@ -147,7 +145,7 @@ class Readers:
             self._idle.append(connection)
         else:
             self._database.close(connection)
-        with self._changed:
+        with self._lock:
             self._lent.discard(connection)
             self._changed.notify_all()
         # The store may have been closed since.
@@ -179,14 +177,18 @@ class Readers:
         return result
 
     def _run_in_memory(self, query: Query[T], context: CallContext | None) -> T:
-        turn = self._writer.turn
-        if not turn.try_acquire():
-            turn.take_blocking(BusyRetry.allowed(context), self._database.name)
+        turn, owner = self._writer.turn, object()
         try:
-            with self._writer.in_use:
-                return _ask(self._writer.open(), query, context)
-        finally:
-            turn.release()
+            try:
+                if not turn.try_acquire(owner):
+                    turn.take_blocking(owner, BusyRetry.allowed(context), self._database.name)
+                with self._writer.in_use:
+                    return _ask(self._writer.open(), query, context)
+            finally:
+                turn.release(owner)
+        except BaseException:
+            turn.release(owner)  # which may have been interrupted
+            raise
 
 
 def _ask(connection: sqlite3.Connection, query: Query[T], context: CallContext | None) -> T:

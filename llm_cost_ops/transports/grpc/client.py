@@ -254,7 +254,8 @@ class Bridge:
     def __init__(self, requests: AsyncIterator[object] | None, limit: int = 256) -> None:
         self._requests = requests
         self._limit = limit
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._outgoing: deque[Any] = deque()
         self._incoming: deque[Any] = deque()
         self._ended = False
@@ -279,14 +280,14 @@ class Bridge:
             self._failure = error
             raise
         finally:
-            with self._changed:
+            with self._lock:
                 self._ended = True
                 self._changed.notify_all()
 
     async def outgoing(self) -> AsyncGenerator[object, None]:
         """The caller's requests."""
         while True:
-            with self._changed:
+            with self._lock:
                 request = self._outgoing.popleft() if self._outgoing else _NOTHING
                 ended = self._requests is None
                 if request is _NOTHING:
@@ -300,7 +301,7 @@ class Bridge:
                 await self._work.wait()
 
     def _arrived(self, message: object) -> bool:
-        with self._changed:
+        with self._lock:
             if len(self._incoming) >= self._limit:
                 self._room.clear()
                 return False
@@ -317,7 +318,7 @@ class Bridge:
         """
         until = None if seconds is None else time.monotonic() + seconds
         while True:
-            with self._changed:
+            with self._lock:
                 if self._incoming:
                     message = self._incoming.popleft()
                     if len(self._incoming) == self._limit - 1:
@@ -339,7 +340,7 @@ class Bridge:
             request = step(requests)
         except StopAsyncIteration:
             request = _NOTHING
-        with self._changed:
+        with self._lock:
             if request is _NOTHING:
                 self._requests = None
             else:
@@ -353,7 +354,7 @@ class Bridge:
 
     def wait_for_end(self, seconds: float) -> None:
         """Wait until the loop is done with the stream, but not for long."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._ended, seconds)
 
 

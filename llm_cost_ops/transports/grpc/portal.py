@@ -29,7 +29,7 @@ class Portal:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -113,7 +113,7 @@ def _serve(loop: asyncio.AbstractEventLoop, calls: _Calls) -> None:
 class _Calls:
     """The calls that wait for the loop. It knows them without the portal, which it must not keep."""
 
-    def __init__(self, lock: threading.Lock) -> None:
+    def __init__(self, lock: threading.RLock) -> None:
         self.waiting: deque[_Call[Any]] = deque()
         self._lock = lock
 

@@ -350,7 +350,7 @@ class IdleConnections:
     """
 
     def __init__(self, limit: int) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._limit = limit
         self._idle: list[Any] = []
 

@@ -56,7 +56,7 @@ class DeadlineBackend(httpcore.NetworkBackend):
 
     def __init__(self) -> None:
         self._backend = httpcore.SyncBackend()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._shut = False
         self._open: set[socket.socket] = set()
         self._waits: set[concurrent.futures.Future[Any]] = set()

@@ -98,3 +98,8 @@ def test_commands_over_a_database_take_that_of_the_environment(
     assert "the settings and costs.db are good" in capsys.readouterr().out
     assert main(["serve", "--check"]) == 0, "clients of a server may be where it is"
     assert "the settings and llm_cost_ops.db are good" in capsys.readouterr().out
+
+
+def test_costs_of_nothing_say_that_nothing_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["costs", "--db", "costs.db", "--organization", "acmee"]) == 0
+    assert "Nothing is recorded that these filters let through." in capsys.readouterr().out

@@ -23,7 +23,6 @@ from llm_cost_ops import (
     ValidationError,
 )
 from llm_cost_ops.client.batching import Batching
-from llm_cost_ops.client.thread_batching import ThreadBatching
 from llm_cost_ops.rpc.raw import RawResponse
 from tests.unit.client.test_batching import CALL, COLOURS, waiting_in
 from tests.waiting import MAX_WAIT, until, until_async
@@ -146,27 +145,3 @@ def held_by_another(path: Path) -> Iterator[None]:
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
-
-
-def test_a_turn_that_ctrl_c_kept_is_given_back_by_the_next_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """There is one for the threads of a file: every later submit would wait for it until its deadline."""
-    give_back, calls = ThreadBatching._give_back, 0
-
-    def interrupted(self: ThreadBatching, thread: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        give_back(self, thread)
-
-    monkeypatch.setattr(ThreadBatching, "_give_back", interrupted)
-    with CostOpsClient(base_url=f"sqlite:///{tmp_path}/costs.db", timeout=MAX_WAIT) as client:
-        with pytest.raises(KeyboardInterrupt):
-            client.usage.submit(**arguments(FIRST))
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(client.usage.submit, **arguments(FIRST))
-            until(lambda: waiting_in(client) == 1)
-            assert client.usage.submit(**arguments(FIRST)).duplicate
-            assert waiting.result(MAX_WAIT).duplicate

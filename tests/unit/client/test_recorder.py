@@ -550,7 +550,7 @@ def test_a_record_that_waits_for_room_when_the_client_is_closed_is_dropped() -> 
         until(lambda: ledger.batches)
         waiting = threading.Thread(target=recorder.record, args=(None, {"model_id": "m"}))
         waiting.start()
-        until(recorder._urgent.is_set)
+        until(lambda: not recorder._urgent._silent.locked())
         recorder.close(0)
         waiting.join(MAX_WAIT)
         report = recorder.report()

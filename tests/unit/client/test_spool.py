@@ -340,6 +340,27 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
     spool.close()
 
 
+def test_an_interrupt_behind_a_write_harms_no_other_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it leaves behind the segment's size would be read instead of what was written next."""
+    spool, write = Spool(tmp_path), os.write
+
+    def interrupted(*arguments: Any) -> int:
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    spool.append(b"one")
+    monkeypatch.setattr(os, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        spool.append(b"two, interrupted")
+    monkeypatch.undo()
+    spool.append(b"three")
+    assert drained(spool) == [b"one", b"three"]
+    assert files(tmp_path, ".damaged") == []
+    spool.close()
+
+
 def test_modes_and_links(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "spool"
     spool = Spool(folder)

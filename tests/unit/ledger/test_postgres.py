@@ -21,7 +21,7 @@ from hypothesis.stateful import initialize, run_state_machine_as_test
 
 from llm_cost_ops._gen.messages import SubmitStatus, UsageQuality
 from llm_cost_ops.ledger import Filter, day_spans, open_ledger
-from llm_cost_ops.ledger.postgres import schema, writing
+from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.pricing.types import Priced
 from llm_cost_ops.rpc.context import drive
@@ -40,13 +40,10 @@ class TestPostgres(LedgerSuite, LifeSuite):
 
 
 class TestPostgres15(LedgerSuite, LifeSuite):
-    """With every row copied, as those of large batches are."""
-
     @pytest.fixture
     def url(self, postgres_15: Any) -> Iterator[str]:
         url = postgres_15.new_database()
-        with patch.object(writing, "MIN_COPIED", 1):
-            yield url
+        yield url
         postgres_15.drop(url)
 
 
@@ -63,11 +60,10 @@ def test_the_records_of_a_batch_are_in_its_order_whosever_they_are(postgres_url:
 
 def test_the_ledger_beside_a_model(postgres: Any) -> None:
     class Postgres(RepricedBesideModel):
-        @initialize(every=st.sampled_from([1, 2, 7, 500]), least=st.sampled_from([1, 3, 100]))
-        def open(self, every: int, least: int) -> None:
+        @initialize(every=st.sampled_from([1, 2, 7, 500]))
+        def open(self, every: int) -> None:
             self.patches = ExitStack()
             self.patches.enter_context(patch("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", every))
-            self.patches.enter_context(patch.object(writing, "MIN_COPIED", least))
             self.url = postgres.new_database()
             self.store = Sync(ledger=open_ledger(self.url))
 
@@ -92,7 +88,7 @@ def test_the_ledger_beside_a_model(postgres: Any) -> None:
 
 
 _OF_ORGANIZATIONS = "series|usage|first_record|erased|revision|rollup|delta|day_span|removed_sum"
-_TABLE = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE) llm_cost_ops\.({_OF_ORGANIZATIONS})\b(?: AS)? ?(\w+)?")
+_TABLE = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|COPY) llm_cost_ops\.({_OF_ORGANIZATIONS})\b(?: AS)? ?(\w+)?")
 
 
 def without_organization(sql: str) -> list[str]:
@@ -101,9 +97,9 @@ def without_organization(sql: str) -> list[str]:
     found = []
     for verb, table, alias in _TABLE.findall(sql):
         name = r"(?<![.\w])org" if alias in ("", "WHERE", "SELECT", "SET") else rf"\b{alias}\.org"
-        if verb == "INTO":
+        if verb in ("INTO", "COPY"):
             # Each row says whose it is: in its first column.
-            given = rf"INTO llm_cost_ops\.{table}( AS \w+)? (\(org,|SELECT (%\(org\)s|\w+\.org),)"
+            given = rf"{verb} llm_cost_ops\.{table}( AS \w+)? (\(org,|SELECT (%\(org\)s|\w+\.org),)"
             if not re.search(given, sql):
                 found.append(table)
         elif not re.search(rf"{name} = (ANY\()?('\{{\d|%|\w+\.org\b)|\w+\.org = {alias}\.org\b", sql):
@@ -115,6 +111,7 @@ def test_a_statement_without_an_organization_is_seen() -> None:
     assert without_organization("SELECT 1 FROM llm_cost_ops.usage u WHERE u.id = %s") == ["usage"]
     assert without_organization("DELETE FROM llm_cost_ops.delta WHERE bucket = 1") == ["delta"]
     assert without_organization("INSERT INTO llm_cost_ops.rollup (level) VALUES (1)") == ["rollup"]
+    assert without_organization("COPY llm_cost_ops.delta FROM STDIN") == ["delta"]
     joined = (
         "SELECT 1 FROM llm_cost_ops.usage u JOIN llm_cost_ops.series s ON s.id = u.series WHERE u.org = %s"
     )
@@ -124,7 +121,7 @@ def test_a_statement_without_an_organization_is_seen() -> None:
 def test_every_statement_names_the_organization(postgres_url: str) -> None:
     """So that no query reads another's rows by mistake, and all of them can be routed by organization."""
     seen: set[str] = set()
-    run, each, run_planned = Session.run, Session.each, Session.run_planned
+    run, each, run_planned, copy = Session.run, Session.each, Session.run_planned, Session.copy
 
     def running(self: Session, sql: str, *values: object, **named: object) -> Any:
         seen.add(sql)
@@ -138,17 +135,21 @@ def test_every_statement_names_the_organization(postgres_url: str) -> None:
         seen.add(sql)
         return run_planned(self, sql, **named)
 
+    def copying(self: Session, statements: list[str], copies: list[str], lines: Any) -> bool:
+        seen.update(statements, copies)
+        return copy(self, statements, copies, lines)
+
     with (
         patch.object(Session, "run", running),
+        patch.object(Session, "copy", copying),
         patch.object(Session, "run_planned", planning),
         patch.object(Session, "each", reading),
         patch("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", 1),
         patch.multiple(day_spans, MIN_ROWS=1, MIN_ROWS_OF_LONG=1, MIN_ROWS_A_GROUP=0),
         Sync(ledger=open_ledger(postgres_url)) as ledger,
     ):
-        for price, least in ((3, 100), (4, 1)):
-            with patch.object(writing, "MIN_COPIED", least):
-                use_everything(ledger, price)
+        for price in (3, 4):
+            use_everything(ledger, price)
         remove_everything(ledger)
     assert len([sql for sql in seen if _TABLE.search(" ".join(sql.split()))]) > 25
     seen.discard(schema.RESTORED)
@@ -308,14 +309,13 @@ _ODD = {
 }
 
 
-@pytest.mark.parametrize("least", [1, 100])
-def test_settings_of_a_role_or_database_change_nothing(postgres_url: str, postgres: Any, least: int) -> None:
+def test_settings_of_a_role_or_database_change_nothing(postgres_url: str, postgres: Any) -> None:
     for setting, value in _ODD.items():
         name = postgres_url.partition("?")[0].rpartition("/")[2]
         postgres.execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")
     odd = 'é "\\" \' {NULL,} \\n \n\t'
     made = [entry(0, user_id=odd, tags=[odd], labels={odd: odd}, idempotency_key=odd), entry(1, units=None)]
-    with patch.object(writing, "MIN_COPIED", least), Sync(ledger=open_ledger(postgres_url)) as ledger:
+    with Sync(ledger=open_ledger(postgres_url)) as ledger:
         ids = [done.usage_id for done in ledger.append(made)]
         assert revise(ledger, ids[1], 1, entry(1, user_id="NULL").record, units=None)
         found, _ = ledger.list_usage(Filter(), "timestamp", False, 9, None, None)
@@ -326,11 +326,9 @@ def test_settings_of_a_role_or_database_change_nothing(postgres_url: str, postgr
 
 
 def test_a_write_that_failed_leaves_no_connection_on_which_others_fail(postgres_url: str) -> None:
-    """Its statements count as prepared once they are sent, though the server never came to them."""
     with Sync(ledger=open_ledger(postgres_url)) as ledger, psycopg.connect(postgres_url) as other:
         for _ in range(2):
-            # The second is copied in vain: where a ROLLBACK was seen before, the next clears no names.
-            ledger.append([entry(idempotency_key=f"{n}") for n in range(writing.MIN_COPIED)])
+            ledger.append([entry(idempotency_key="first")])
         for n in range(5):
             ledger.append([entry(idempotency_key=f"before {n}")])
         other.execute("ALTER TABLE llm_cost_ops.usage RENAME TO away")

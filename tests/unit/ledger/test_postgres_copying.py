@@ -16,7 +16,7 @@ import pytest
 from llm_cost_ops._gen.messages import CostStatus, UsageQuality
 from llm_cost_ops.ledger import Entry, Filter, open_ledger
 from llm_cost_ops.ledger.postgres import workers, writing
-from llm_cost_ops.ledger.postgres.append import PostgresBatch
+from llm_cost_ops.ledger.postgres.append import _MIN_ROWS, PostgresBatch
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.rows import prepare
 from llm_cost_ops.ledger.postgres.url import database
@@ -64,15 +64,17 @@ def everything(ledger: Sync) -> tuple[Any, ...]:
     return records, [ledger.summarize(Filter(), group, None) for group in groups]
 
 
-def test_copied_and_inserted_rows_are_the_same(postgres: Any) -> None:
+def test_rows_of_one_write_and_of_many_are_the_same(postgres: Any) -> None:
     entries = [odd(at, text) for at, text in enumerate(ODD_TEXTS)]
     said = []
-    for least in (1, 1000):
-        with (
-            patch.object(writing, "MIN_COPIED", least),
-            Sync(ledger=open_ledger(postgres.new_database())) as ledger,
-        ):
-            done = ledger.append([*entries, entry(99, organization_id="globex")])
+    for together in (1, 1000):
+        with Sync(ledger=open_ledger(postgres.new_database())) as ledger:
+            sent = [*entries, entry(99, organization_id="globex")]
+            done = [
+                each
+                for at in range(0, len(sent), together)
+                for each in ledger.append(sent[at : at + together])
+            ]
             assert [each.status for each in done] == ["created"] * len(done)
             again = ledger.append(entries)
             assert [each.status for each in again] == ["duplicate"] * len(again)
@@ -128,21 +130,24 @@ def test_what_is_there_already_is_found_by_the_copy(postgres_url: str, times: in
     copy, copied = Session.copy, []
     with Sync(ledger=open_ledger(postgres_url)) as ledger, Sync(ledger=open_ledger(postgres_url)) as other:
 
-        def late(self: Session, sql: str, lines: Any) -> None:
-            copied.append(sql)
-            if others:
-                with patch.object(Session, "copy", copy):
-                    assert [each.status for each in other.append([others.pop(0)])] == ["created"]
-            copy(self, sql, lines)
+        def late(self: Session, statements: list[str], copies: list[str], lines: Any) -> bool:
+            def after_the_look(said: Any) -> Any:
+                if others:
+                    with patch.object(Session, "copy", copy):
+                        assert [each.status for each in other.append([others.pop(0)])] == ["created"]
+                return lines(said)
 
-        with patch.object(writing, "MIN_COPIED", 1), patch.object(Session, "copy", late):
+            copied.append(copies)
+            return copy(self, statements, copies, after_the_look)
+
+        with patch.object(Session, "copy", late):
             done = ledger.append(first)
         assert [each.status for each in done] == [
             "created" if times == 1 else "conflict",
             "conflict",
             "created",
         ]
-        assert len(copied) == 2
+        assert len(copied) == times + 1
         assert ledger.count(Filter()) == 3
         assert ledger.find_faults() == []
 
@@ -151,12 +156,11 @@ def test_rows_are_looked_for_while_some_are_sent_again(postgres_url: str) -> Non
     """A copy in vain costs more than to look, and most callers send nothing twice."""
     sent = iter(range(10**6))
     looks, vain = [], []
-    run_planned, roll_back = Session.run_planned, Session.roll_back
+    look, roll_back = writing._Sent.look, Session.roll_back
 
-    def planning(self: Session, sql: str, **named: object) -> Any:
-        if sql == writing._LOOK:
-            looks.append(sql)
-        return run_planned(self, sql, **named)
+    def looking(self: writing._Sent) -> str:
+        looks.append(True)
+        return look(self)
 
     def rolling_back(self: Session) -> None:
         vain.append(True)
@@ -170,8 +174,7 @@ def test_rows_are_looked_for_while_some_are_sent_again(postgres_url: str) -> Non
         assert [each.status for each in ledger.append(new)] == expected
 
     with (
-        patch.object(writing, "MIN_COPIED", 2),
-        patch.object(Session, "run_planned", planning),
+        patch.object(writing._Sent, "look", looking),
         patch.object(Session, "roll_back", rolling_back),
         Sync(ledger=open_ledger(postgres_url)) as ledger,
     ):
@@ -207,7 +210,7 @@ def test_the_same_batches_at_once_count_once(postgres_url: str, servers: int) ->
         assert one.find_faults() == []
 
 
-def test_as_many_rows_as_are_copied_do_not_wait_for_another_commit(postgres_url: str) -> None:
+def test_many_rows_do_not_wait_for_another_commit(postgres_url: str) -> None:
     begun, goes_on = threading.Event(), threading.Event()
 
     def write_later(session: Session, rows: list[Any], revision: int | None) -> Any:
@@ -227,7 +230,7 @@ def test_as_many_rows_as_are_copied_do_not_wait_for_another_commit(postgres_url:
             one = pool.submit(ledger.append, [entry(idempotency_key="one")])
             until(lambda: ledger.figures().queued == 1)
             ledger.timeout = 10.0
-            assert len(ledger.append([entry(n) for n in range(writing.MIN_COPIED)])) == writing.MIN_COPIED
+            assert len(ledger.append([entry(n) for n in range(_MIN_ROWS)])) == _MIN_ROWS
             assert [each.status for each in one.result(MAX_WAIT)] == ["created"]
             # The one row waited, and shared the second's.
             assert ledger.figures().commits == 1
@@ -236,7 +239,7 @@ def test_as_many_rows_as_are_copied_do_not_wait_for_another_commit(postgres_url:
 
 
 def test_nothing_is_copied_that_was_priced_with_other_cards(postgres_url: str) -> None:
-    with patch.object(writing, "MIN_COPIED", 1), Sync(ledger=open_ledger(postgres_url)) as ledger:
+    with Sync(ledger=open_ledger(postgres_url)) as ledger:
         ledger.add_card(card(), "k", b"1" * 16)
         assert drive(ledger.store.append([entry()], context(), 0)) is None
         assert ledger.count(Filter()) == 0
@@ -276,9 +279,8 @@ _READ = (
 _OTHERS = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
-@pytest.mark.parametrize("least", [1, 1000])
 def test_plans_that_were_made_while_tables_were_empty_do_not_read_all_of_them_later(
-    postgres_url: str, least: int
+    postgres_url: str,
 ) -> None:
     """A server keeps the plan of a statement; nobody may have analyzed the table before it is full."""
 
@@ -289,7 +291,7 @@ def test_plans_that_were_made_while_tables_were_empty_do_not_read_all_of_them_la
             revise(ledger, done.usage_id, at + 1, entry(input_tokens=at).record)
 
     with psycopg.connect(postgres_url, autocommit=True) as connection:
-        with patch.object(writing, "MIN_COPIED", least), Sync(ledger=open_ledger(postgres_url)) as ledger:
+        with Sync(ledger=open_ledger(postgres_url)) as ledger:
             use(ledger, 0)
             connection.execute(_FULL)
             connection.execute("SELECT pg_stat_force_next_flush()")
@@ -331,18 +333,25 @@ def test_a_sum_reads_the_rows_of_its_edges_and_no_others(postgres_url: str) -> N
 
 def test_folding_waits_for_no_disk_and_appends_do(postgres_url: str) -> None:
     said: list[tuple[str, str]] = []
-    run = Session.run
+    run, copy, asked = Session.run, Session.copy, "SELECT current_setting('synchronous_commit')"
 
     def running(self: Session, sql: str, *values: object, **named: object) -> Any:
-        for word in ("INSERT INTO llm_cost_ops.usage", "DELETE FROM llm_cost_ops.delta"):
-            if word in sql:
-                [(commit,)] = run(self, "SELECT current_setting('synchronous_commit')").fetchall()
-                said.append((word.split(".")[1], commit))
+        if "DELETE FROM llm_cost_ops.delta" in sql:
+            [(commit,)] = run(self, asked).fetchall()
+            said.append(("delta", commit))
         return run(self, sql, *values, **named)
+
+    def copying(self: Session, statements: list[str], copies: list[str], lines: Any) -> bool:
+        def answered(found: Any) -> Any:
+            said.append(("usage", found[0][0].decode()))
+            return lines(found[1:])
+
+        return copy(self, [asked, *statements], copies, answered)
 
     with (
         patch("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", 1),
         patch.object(Session, "run", running),
+        patch.object(Session, "copy", copying),
         Sync(ledger=open_ledger(postgres_url)) as ledger,
     ):
         ledger.append([entry()])
@@ -352,16 +361,15 @@ def test_folding_waits_for_no_disk_and_appends_do(postgres_url: str) -> None:
 def test_a_copy_whose_connection_is_lost_is_done_again(postgres_url: str) -> None:
     copy, lost = Session.copy, []
 
-    def losing(self: Session, sql: str, lines: Any) -> None:
+    def losing(self: Session, statements: list[str], copies: list[str], lines: Any) -> bool:
         if not lost:
             lost.append(self.connection.info.backend_pid)
             with psycopg.connect(postgres_url, autocommit=True) as killing:
                 # Waits until it is gone.
                 killing.execute("SELECT pg_terminate_backend(%s, 60000)", lost)
-        copy(self, sql, lines)
+        return copy(self, statements, copies, lines)
 
     with (
-        patch.object(writing, "MIN_COPIED", 1),
         patch.object(Session, "copy", losing),
         Sync(ledger=open_ledger(postgres_url)) as ledger,
     ):
@@ -391,8 +399,8 @@ def test_what_may_be_applied_is_said_and_nothing_else_is(
         monkeypatch.setattr(Session, "_expect_commit", lambda self: lose(self, expect))
         monkeypatch.setattr(Session, "end_commit", lambda self: lose(self, end))
         for number in range(48):
-            # Inserted and copied, with keys and without, tried again and not.
-            size, keyed = (1, writing.MIN_COPIED)[number % 2], number // 2 % 2
+            # With keys and without, tried again and not.
+            size, keyed = (1, 150)[number % 2], number // 2 % 2
             monkeypatch.setattr(workers, "_RECONNECTING", 60.0 if number // 4 % 2 else 0.0)
             made = [entry(n, idempotency_key=f"{number}.{n}" if keyed else "") for n in range(size)]
             try:

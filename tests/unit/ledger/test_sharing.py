@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -352,48 +352,62 @@ def test_close_finishes_what_was_begun(tmp_path: Path) -> None:
 
 def test_a_turn_goes_round_in_order() -> None:
     turn, order = FifoLock(), []
-    assert turn.try_acquire()
-    assert not turn.try_acquire()
+    assert turn.try_acquire("first")
+    assert not turn.try_acquire("second")
     began = []
 
     def wait(n: int) -> None:
         began.append(n)
-        turn.take_blocking(MAX_WAIT, "it")
+        turn.take_blocking(n, MAX_WAIT, "it")
         order.append(n)
-        turn.release()
+        turn.release(n)
 
     threads = []
     for n in range(5):
         threads.append(threading.Thread(target=wait, args=(n,)))
         threads[-1].start()
-        while len(turn._waiting) <= n:
+        while turn.waiting <= n:
             time.sleep(0.001)
-    with pytest.raises(RpcError, match="busy"):
-        turn.take_blocking(0.01, "it")
-    turn.release()
+    with ThreadPoolExecutor(1) as pool, pytest.raises(RpcError, match="busy"):
+        pool.submit(turn.take_blocking, "late", 0.01, "it").result(MAX_WAIT)
+    turn.release("first")
     for thread in threads:
         thread.join()
     assert order == list(range(5))
-    assert turn.try_acquire()
+    assert turn.try_acquire("last")
 
 
 async def test_who_gives_up_loses_no_turn() -> None:
     turn, runtime = FifoLock(), AsyncRuntime()
+    loop = asyncio.get_running_loop()
+
+    async def elsewhere(call: Callable[..., Any], *arguments: object) -> Any:
+        return await loop.run_in_executor(None, call, *arguments)
+
     for _ in range(50):
-        assert turn.try_acquire()
-        waiting = [asyncio.create_task(turn.acquire(context(runtime=runtime), "it")) for _ in range(3)]
+        assert await elsewhere(turn.try_acquire, "first")
+        waiting = [asyncio.create_task(turn.acquire(n, runtime, MAX_WAIT, "it")) for n in range(3)]
         await asyncio.sleep(0)
         waiting[1].cancel()
-        turn.release()
+        turn.release("first")
         waiting[0].cancel()  # after it was handed the turn, perhaps
         await asyncio.gather(*waiting[:2], return_exceptions=True)
         if not waiting[0].cancelled():
-            turn.release()
+            turn.release(0)
         await waiting[2]
-        turn.release()
-    assert turn.try_acquire()
+        turn.release(2)
+    assert await elsewhere(turn.try_acquire, "first")
     with pytest.raises(RpcError, match="busy"):
-        await turn.acquire(context(0.02, runtime), "it")
+        await turn.acquire("late", runtime, 0.02, "it")
+
+
+def test_a_thread_that_has_the_turn_is_told_at_once_that_it_waits_for_itself() -> None:
+    turn = FifoLock()
+    assert turn.try_acquire("call")
+    with pytest.raises(RpcError, match="signal handler"):
+        turn.take_blocking("call within the call", MAX_WAIT, "it")
+    turn.release("call")
+    assert turn.is_free
 
 
 @pytest.mark.filterwarnings("error")

@@ -124,7 +124,7 @@ def test_a_child_does_not_wait_for_a_lock_that_a_thread_of_its_parent_held(place
     held, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with lock:
+        with lock.held:
             held.set()
             assert go_on.wait(MAX_WAIT)
 

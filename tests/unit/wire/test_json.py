@@ -28,6 +28,9 @@ GRAMMAR = "must be a plain decimal such as 0.015, with at most 18 digits before 
         (b"{", "", "Input data was truncated"),
         (b"[]", "", "expected object, got array"),
         (b'{"provider": "\xff"}', "", "is not valid UTF-8"),
+        (b'{"new": "\xff"}', "new", "is not valid UTF-8"),
+        (b'{"new": {"\xed\xa0\x80": 1}}', "new", "is not valid UTF-8"),
+        (b'{"modality": {"new": ["\xff"]}}', "modality.new", "is not valid UTF-8"),
         (b'{"a": ' + b"[" * 100_000, "", "is nested too deep"),
         (b'{"metadata": ' + b'{"a":' * 100_000, "", "is nested too deep"),
         (b'{"input_tokens": 9223372036854775808}', "input_tokens", "expected int <= 9223372036854775807"),
@@ -63,9 +66,10 @@ GRAMMAR = "must be a plain decimal such as 0.015, with at most 18 digits before 
     ],
 )
 def test_bad_json_names_the_field(data: bytes, path: str, reason: str) -> None:
-    with pytest.raises(DecodeError) as caught:
-        USAGE_RECORD.decode_json(data)
-    assert (caught.value.path, caught.value.reason) == (path, reason)
+    for unique in (False, True):
+        with pytest.raises(DecodeError) as caught:
+            USAGE_RECORD.decode_json(data, unique=unique)
+        assert (caught.value.path, caught.value.reason) == (path, reason)
 
 
 @pytest.mark.parametrize(
@@ -187,17 +191,21 @@ def test_the_search_for_keys_takes_memory_in_proportion() -> None:
 
 def test_a_bad_record_harms_only_itself() -> None:
     early = b'{"timestamp": "0001-01-01T00:00:00+05:00"}'
-    data = b'{"records": [{"provider": "a"}, {"input_tokens": "x"}, %s, 7]}' % early
-    records = BATCH_SUBMIT_USAGE_REQUEST.decode_json(data).records
-    assert records[0] == UsageRecord(provider="a")
-    errors = [
-        (record.unknown_.error_field, record.unknown_.error) for record in records[1:] if record.unknown_
-    ]
-    assert errors == [
-        ("input_tokens", "expected int, got str"),
-        ("timestamp", OUTSIDE),
-        ("", "expected object, got int"),
-    ]
+    no_text = b'{"provider": "\xff"}, {"x": "\xff"}'
+    data = b'{"records": [{"provider": "a"}, {"input_tokens": "x"}, %s, 7, %s]}' % (early, no_text)
+    for unique in (False, True):
+        records = BATCH_SUBMIT_USAGE_REQUEST.decode_json(data, unique=unique).records
+        assert records[0] == UsageRecord(provider="a")
+        errors = [
+            (record.unknown_.error_field, record.unknown_.error) for record in records[1:] if record.unknown_
+        ]
+        assert errors == [
+            ("input_tokens", "expected int, got str"),
+            ("timestamp", OUTSIDE),
+            ("", "expected object, got int"),
+            ("", "is not valid UTF-8"),
+            ("x", "is not valid UTF-8"),
+        ]
     with pytest.raises(DecodeError, match="records: expected array, got object"):
         BATCH_SUBMIT_USAGE_REQUEST.decode_json(b'{"records": {}}')
 
