@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 
 from llm_cost_ops.dashboard.exchange import Answer, redirect
@@ -24,7 +23,7 @@ async def add_key(page: Page) -> Answer:
     """Make a key and show it, this once; or the form again, with what is wrong."""
     form = page.form
     context = page.key_context()
-    organizations = [name for name in re.split(r"[,\s]+", form.get("organizations", "")) if name]
+    organizations = [name for each in form.get("organizations", "").split(",") if (name := each.strip())]
     try:
         expires = form.get("expires", "")
         _, text = await create_managed_key(

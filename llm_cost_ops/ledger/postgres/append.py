@@ -9,6 +9,8 @@ from copy import copy
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from llm_cost_ops._gen.messages import CostStatus, RevisionKind, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
 from llm_cost_ops.ledger.encoding import NumberedIds, decode_usage, from_micros, to_micros, usage_id
@@ -178,7 +180,7 @@ class PostgresBatch:
             row, attempt = self.rows[at], self._attempts.get(at, 0) + 1
             self._attempts[at] = attempt
             made = usage_id(row.series[0], row.key or "", attempt)[0]
-            self.rows[at] = row._replace(id=made)
+            self.rows[at] = replace(row, id=made)
 
 
 class Appender:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.ledger.encoding import (
@@ -56,7 +58,7 @@ PICO = "e-12"
 """What follows a cost in 10^-12 where PostgreSQL reads a number."""
 
 
-class Row(NamedTuple):
+class Row(msgspec.Struct, gc=False):
     """What is written of an entry: `series` is the organization and eight columns of series.
 
     `id` is in its text form; `ingested` and `ts` are in microseconds, `units` is the cost in 10^-12, `tags`
@@ -149,7 +151,8 @@ def cost_text(units: int | None) -> str | None:
 
 def written(row: Row) -> tuple[Any, ...]:
     """What is written of a row for its id and what follows it."""
-    return (*row[2:10], cost_text(row.units), *row[11:])
+    values = msgspec.structs.astuple(row)[2:]
+    return (*values[:8], cost_text(row.units), *values[9:])
 
 
 def text_array(values: Sequence[object]) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import psycopg
+from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import RevisionKind
 from llm_cost_ops.ledger.encoding import decode_usage, from_micros, to_micros
@@ -250,7 +251,7 @@ class PostgresTransfer:
     def add(self, moved: Sequence[Moved]) -> Added:
         """Add records and revisions in one transaction; see Transfer."""
         session = self._session
-        rows = [prepare(each.entry)._replace(id=each.usage_id) for each in moved]
+        rows = [replace(prepare(each.entry), id=each.usage_id) for each in moved]
         with _translated():
             pairs = [(row.series, row.by) for row in rows]
             ids = intern(session, [*pairs, *_series_of_revisions(moved)])

@@ -17,7 +17,7 @@ from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.errors import is_lost
 from llm_cost_ops.ledger.postgres.interning import intern
-from llm_cost_ops.ledger.postgres.rows import PICO, Row, copied, copied_json, text_array
+from llm_cost_ops.ledger.postgres.rows import PICO, Row, copied, copied_json, cost_text, text_array
 from llm_cost_ops.rules.times import QUARTER
 
 __all__ = ["write"]
@@ -30,6 +30,7 @@ To look takes an eighth of what a write of many rows takes, and to copy in vain 
 
 # The database works at the first lines while the next are made.
 _LINES_AT_ONCE = 250
+_BACKSLASH = "\\"
 
 _REVISION = "SELECT coalesce(max(seq), 0) FROM llm_cost_ops.card"
 # LATERAL with a limit: joined, a table of some 100,000 rows is read whole.
@@ -107,10 +108,11 @@ class _Sent:
         for at in range(0, len(places), _LINES_AT_ONCE):
             lines = []
             for place in places[at : at + _LINES_AT_ONCE]:
-                (_, _, made, key, ingested, ts, requests, put_in, put_out, cached, units,
-                 usr, tags, labels, record) = rows[place]  # fmt: skip
+                row = rows[place]
                 beginning, quarters = kinds[ids[place]]
-                cost = nothing if units is None else f"{units}{PICO}"
+                ts, requests, put_in, put_out = row.ts, row.requests, row.input, row.output
+                cached, units, record = row.cached, row.units, row.record
+                cost = nothing if units is None else cost_text(units)
                 added = quarters.get(ts // QUARTER)
                 if added is None:
                     added = quarters[ts // QUARTER] = [0] * 7
@@ -123,15 +125,15 @@ class _Sent:
                     added[5] += requests
                 else:
                     added[6] += units
-                user = users.get(usr)
+                user = users.get(row.usr)
                 if user is None:
-                    user = users[usr] = copied(usr)
-                if "\\" in record:
-                    record = copied_json(record)
+                    user = users[row.usr] = copied(row.usr)
                 lines.append(
-                    f"{beginning}\t{seqs[place]}\t{made}\t{copied(key)}\t{ingested}\t{ts}\t{requests}\t{put_in}\t"
-                    f"{put_out}\t{cached}\t{cost}\t{user}\t{nothing if tags is None else copied_json(tags)}\t"
-                    f"{nothing if labels is None else copied_json(labels)}\t{record}\n"
+                    f"{beginning}\t{seqs[place]}\t{row.id}\t{copied(row.key)}\t{row.ingested}\t{ts}\t{requests}\t"
+                    f"{put_in}\t{put_out}\t{cached}\t{cost}\t{user}\t"
+                    f"{nothing if row.tags is None else copied_json(row.tags)}\t"
+                    f"{nothing if row.labels is None else copied_json(row.labels)}\t"
+                    f"{copied_json(record) if _BACKSLASH in record else record}\n"
                 )
             yield "".join(lines)
 

@@ -27,6 +27,7 @@ from llm_cost_ops.ledger.sqlite import sums as rollups
 from llm_cost_ops.ledger.sqlite.revise import revise
 from llm_cost_ops.ledger.sqlite.rows import (
     NO_IDS,
+    NULL,
     Ids,
     Interner,
     Row,
@@ -127,7 +128,7 @@ class SqliteBatch:
             # Entries of a batch share the object.
             self._ingested = to_micros(ingested_at)
             self._taken = ingested_at
-        stored_key: str | bytes | None
+        stored_key: str | bytes | bytearray | None
         organization = record.organization_id
         if organization != self._organization:
             self._organization, self._ids = organization, NumberedIds.of(organization, self._key)
@@ -142,7 +143,9 @@ class SqliteBatch:
             shared = self._shared_by(series_key_of(record, by))
             if alike is not None:
                 alike[by] = shared
-        columns = own_columns(record, stored_id, stored_key, self._ingested, units, by)
+        if type(stored_key) is bytes:
+            stored_key = bytearray(stored_key)
+        columns = own_columns(record, bytearray(stored_id), stored_key, self._ingested, units, by, NULL)
         self._values += shared.ids or NO_IDS
         self._values += columns
         self._shared_of.append(shared)
@@ -216,7 +219,8 @@ class SqliteBatch:
         """Insert the rows behind the first `done`; what became of those whose ids are taken."""
         settled: dict[int, Appended] = {}
         for at in range(done, len(self)):
-            row = tuple(self._values[at * _COLUMNS : (at + 1) * _COLUMNS])
+            values = self._values[at * _COLUMNS : (at + 1) * _COLUMNS]
+            row = tuple(None if value is NULL else value for value in values)
             cursor.execute(_INSERT_NEW, row)
             if cursor.rowcount != 1:
                 found = settle(cursor, interner, row, self._entry(at, row), _insert_row)

@@ -295,6 +295,11 @@ class FifoLock:
         """Whether nobody has the turn, now."""
         return self._owner is None
 
+    @property
+    def is_entered(self) -> bool:
+        """Whether this thread has the turn, and is in the middle of its call."""
+        return self._thread == threading.get_ident()
+
     async def acquire(self, owner: object, runtime: Runtime, seconds: float, name: str) -> None:
         """Wait for the turn as the runtime waits; UNAVAILABLE after so many seconds."""
         place: Any = Place(owner)
@@ -336,7 +341,7 @@ class FifoLock:
 
     def _joined(self, place: Place) -> bool:
         """Take the turn if it is free, or else a place behind the last."""
-        if self._thread == threading.get_ident():
+        if self.is_entered:
             raise nested_error()
         with self._lock:
             taken = self._owner is None
@@ -530,8 +535,10 @@ class Writer:
             self._drop()
 
     def rest(self, until: float) -> bool:
-        """Close the connection, and keep it closed until `go_on`; False when it is in use for too long."""
-        if not self.in_use.acquire(timeout=max(0.0, until - time.monotonic())):
+        """Close the connection, and keep it closed until `go_on`; False when it is in use for too long, or by
+        this thread.
+        """
+        if self.turn.is_entered or not self.in_use.acquire(timeout=max(0.0, until - time.monotonic())):
             return False
         if self.database.path is not None:
             self._drop()

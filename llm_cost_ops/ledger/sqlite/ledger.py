@@ -34,7 +34,7 @@ from llm_cost_ops.ledger.sqlite.files import refuse_in_this_process
 from llm_cost_ops.ledger.sqlite.group_commit import GroupCommit
 from llm_cost_ops.ledger.sqlite.readers import Query, Readers
 from llm_cost_ops.ledger.sqlite.revise import revise
-from llm_cost_ops.ledger.sqlite.rows import Interner, Row, created, prepare
+from llm_cost_ops.ledger.sqlite.rows import NULL, Interner, Row, created, prepare
 from llm_cost_ops.ledger.types import (
     Amounts,
     Appended,
@@ -507,7 +507,7 @@ class AppendOne:
     def __init__(self, entry: Entry, revision: int | None, interner: Interner) -> None:
         self._entry = entry
         self._revision = revision
-        self._series_key, self._columns, self._made = prepare(entry)
+        self._series_key, self._columns, self._made = prepare(entry, NULL)
         self._ids = interner.known(self._series_key)
         self.is_statement = self._ids is not None
         """Whether this is a single statement, since series and pricing are known."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from math import nan
 from typing import Any
 
 from llm_cost_ops._gen.messages import CostStatus, SubmitStatus, UsageRecord
@@ -31,6 +32,7 @@ from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
 
 __all__ = [
     "NO_IDS",
+    "NULL",
     "RECORD_COLUMNS",
     "Columns",
     "Ids",
@@ -54,6 +56,11 @@ Ids = tuple[int, int, int]
 
 NO_IDS = (0, 0, 0)
 """In the place of Ids that are not known yet."""
+
+NULL = nan
+"""What is bound for NULL where there are many rows: SQLite takes NaN for it. Python's sqlite3 looks for an
+adapter of None and of bytes, for 0.5 µs each, and of a float and a bytearray it does not.
+"""
 
 Columns = tuple[Any, ...]
 """The columns of usage from `id` on."""
@@ -99,29 +106,32 @@ def series_key_of(record: UsageRecord, by: Pricing) -> SeriesKey:
     )
 
 
-def prepare(entry: Entry) -> tuple[SeriesKey, Columns, str]:
-    """What the transaction needs of an entry: its series key, its own columns, and its id as text."""
+def prepare(entry: Entry, null: float | None = None) -> tuple[SeriesKey, Columns, str]:
+    """What the transaction needs of an entry: its series key, its `own_columns`, and its id as text."""
     record, by = entry.record, entry.by
     made, stored_id, stored_key = usage_id(record.organization_id, entry.key)
     taken = to_micros(entry.ingested_at)
-    columns = own_columns(record, stored_id, stored_key, taken, entry.units, by)
+    columns = own_columns(record, stored_id, stored_key, taken, entry.units, by, null)
     return series_key_of(record, by), columns, made
 
 
 def own_columns(
     record: UsageRecord,
-    stored_id: bytes,
-    stored_key: str | bytes | None,
+    stored_id: bytes | bytearray,
+    stored_key: str | bytes | bytearray | None,
     ingested: int,
     units: int | None,
     by: Pricing,
+    null: float | None = None,
 ) -> Columns:
-    """The columns that an entry has for itself; `ingested` is in microseconds since 1970."""
+    """The columns that an entry has for itself; `ingested` is in microseconds since 1970, and `null` is what
+    stands in columns without a value.
+    """
     read, written = record.input_tokens or 0, record.output_tokens or 0
     if read > MAX_COUNT or written > MAX_COUNT:
         check_counts(record)
     if units is None:
-        micros = picos = None
+        micros = picos = null
     else:
         if not -_MAX_COST_UNITS <= units <= _MAX_COST_UNITS:
             check_cost(units, by.currency)
@@ -141,10 +151,10 @@ def own_columns(
         record.cached_tokens,
         micros,
         picos,
-        record.user_id or None,
-        encode_texts(tags).decode() if tags else None,
-        encode_texts(labels).decode() if labels else None,
-        encode_usage(record),
+        record.user_id or null,
+        encode_texts(tags).decode() if tags else null,
+        encode_texts(labels).decode() if labels else null,
+        bytearray(encode_usage(record)),
     )
 
 

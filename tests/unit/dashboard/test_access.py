@@ -317,6 +317,16 @@ async def test_an_admin_manages_the_keys_of_its_organizations(ledger: Ledger) ->
     assert [state for state in states.values() if state is not None] == [states[key_id_of(own)]]
 
 
+async def test_a_key_is_for_the_organization_that_was_named_spaces_and_all(ledger: Ledger) -> None:
+    async with browser(ledger) as client:
+        await sign_in(client, key_of(ledger, "Acme Inc", "globex", role="admin"))
+        page = await client.get("/dashboard/keys")
+        assert 'name="organizations" required value="Acme Inc, globex"' in page.text
+        form = {"token": token_of(page), "organizations": "Acme Inc, globex", "role": "reader"}
+        assert (await client.post("/dashboard/keys", data=form)).status_code == 200
+    assert {key.organizations for key in drive(ledger.keys.all(context()))} == {("Acme Inc", "globex")}
+
+
 async def test_an_expired_key_ends_its_session(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     key = key_of(ledger, "acme", expires_at=datetime.now(UTC) + timedelta(seconds=60))
     async with browser(ledger) as client:

@@ -189,6 +189,31 @@ def test_rows_that_wait_for_their_sums_are_added_with_a_batch() -> None:
         assert (sums.requests, sums.units) == (count, count)
 
 
+def test_rows_of_a_batch_are_those_of_single_records(tmp_path: Path) -> None:
+    """Byte for byte, also what has no value."""
+    sent = [
+        entry(1, idempotency_key="text", user_id="u", tags=["a", "a", "b"], labels={"x": "y"}),
+        entry(2, idempotency_key=CALL),
+        entry(3, idempotency_key=f"{CALL}:7", units=None),
+        entry(4, idempotency_key="more", units=0, user_id="", input_tokens=None),
+    ]
+    found = []
+    for name, at_once in (("singly", 1), ("together", len(sent))):
+        with Sync(tmp_path / name) as store:
+            for at in range(0, len(sent), at_once):
+                store.append(sent[at : at + at_once])
+            found.append(store.store._writer.open().execute("SELECT * FROM usage ORDER BY seq").fetchall())
+    assert found[0] == found[1]
+    assert [[type(value) for value in row] for row in found[0]] == [
+        [type(value) for value in row] for row in found[1]
+    ]
+    assert [row[12:17] for row in found[1]][1:] == [
+        (1500, 0, None, None, None),
+        (None,) * 5,
+        (0, 0, None, None, None),
+    ]
+
+
 WRITERS = st.sampled_from(["batch"] * 4 + ["theirs", "single", "revised", "undone", "used"])
 
 

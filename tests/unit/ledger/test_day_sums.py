@@ -49,7 +49,7 @@ DIMENSIONS = (
 
 
 def book(price: int) -> PriceBook:
-    """Prices by a card whose prices follow from a number; model c has no price."""
+    """Prices by a card whose prices follow from a number; model c has none, and b one for each token."""
     cards = [
         RateCard(
             id=f"card-{model}-{price}",
@@ -60,6 +60,7 @@ def book(price: int) -> PriceBook:
             rates=[
                 Rate(meter="INPUT", price=Decimal(price), per=1000),
                 Rate(meter="OUTPUT", price=Decimal(7), per=[3, 1000][price % 2]),
+                *([Rate(meter="CACHE_READ", price=Decimal(2), per=1000)] if model == "b" else []),
                 Rate(meter="WEB_SEARCHES", price=Decimal("0.01"), per=1),
             ],
         )

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, run_state_machine_as_test
 
 from llm_cost_ops._gen.messages import SubmitStatus, UsageQuality
-from llm_cost_ops.ledger import Filter, day_spans, open_ledger
+from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.pricing.types import Priced
@@ -145,7 +145,7 @@ def test_every_statement_names_the_organization(postgres_url: str) -> None:
         patch.object(Session, "run_planned", planning),
         patch.object(Session, "each", reading),
         patch("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", 1),
-        patch.multiple(day_spans, MIN_ROWS=1, MIN_ROWS_OF_LONG=1, MIN_ROWS_A_GROUP=0),
+        patch.multiple("llm_cost_ops.ledger.day_spans", MIN_ROWS=1, MIN_ROWS_OF_LONG=1, MIN_ROWS_A_GROUP=0),
         Sync(ledger=open_ledger(postgres_url)) as ledger,
     ):
         for price in (3, 4):
@@ -193,7 +193,7 @@ def remove_everything(ledger: Sync) -> None:
 
 FORKING = """
 import os, sys
-from llm_cost_ops.ledger import Filter, day_spans, open_ledger
+from llm_cost_ops.ledger import Filter, open_ledger
 from tests.unit.ledger.making import Sync, entry
 ledger = Sync(ledger=open_ledger(sys.argv[1]))
 for n in range(3):

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import psycopg
 import pytest
+from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import CostStatus, UsageQuality
 from llm_cost_ops.ledger import Entry, Filter, open_ledger
@@ -260,7 +261,7 @@ def test_nothing_of_a_batch_is_written_when_cards_are_added_before_it_supersedes
         for key in ("m", "k"):
             sent = entry(1, idempotency_key=key)
             batch.add(sent.record, sent.key, sent.ingested_at, sent.units, sent.by)
-        batch.rows[0] = batch.rows[0]._replace(id=other.usage_id)
+        batch.rows[0] = replace(batch.rows[0], id=other.usage_id)
         with patch("llm_cost_ops.ledger.postgres.append.cards.revision", return_value=7):
             assert drive(write(batch)) is None
         assert (ledger.count(Filter()), ledger.find_faults()) == (2, [])

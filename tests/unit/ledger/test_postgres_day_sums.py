@@ -20,6 +20,7 @@ from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.postgres import day_sums, schema, summaries, writing
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.day_sums import Kept
+from llm_cost_ops.ledger.postgres.errors import DeadlinePassedError
 from llm_cost_ops.ledger.postgres.summaries import _Query
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.pricing.types import Priced, Pricing
@@ -90,7 +91,7 @@ def test_answers_are_those_of_a_ledger_in_dicts(
     monkeypatch.setattr(day_spans, "MIN_ROWS_OF_LONG", chance.choice([1, 5, 20]))
     monkeypatch.setattr(day_spans, "MAX_LONG", chance.choice([1, 2, 4]))
     monkeypatch.setattr(summaries, "_FOLD_ROWS", chance.choice([1, 20, 1000]))
-    monkeypatch.setattr(writing, "MIN_COPIED", chance.choice([1, 100]))
+    monkeypatch.setattr(writing, "MIN_COPIED", chance.choice([1, 100]), raising=False)
     monkeypatch.setattr("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", chance.choice([1, 7, 500]))
     kept, long, prices = 0, 0, book(1)
     with Sync(ledger=DictLedger()) as dicts:
@@ -151,15 +152,15 @@ class Held:
 
     def __init__(self) -> None:
         self.begun, self.let_go = Event(), Event()
-        commit = Session.commit
+        expect = Session._expect_commit
 
-        def held(session: Session, *statements: str) -> None:
+        def held(session: Session) -> None:
             if not self.begun.is_set():
                 self.begun.set()
                 assert self.let_go.wait(MAX_WAIT)
-            commit(session, *statements)
+            expect(session)
 
-        self.patch = patch.object(Session, "commit", held)
+        self.patch = patch.object(Session, "_expect_commit", held)
 
 
 @pytest.mark.parametrize("again", [True, False])
@@ -167,7 +168,7 @@ def test_a_transaction_that_was_open_while_days_were_kept_is_in_later_answers(
     servers: list[Sync], monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     """Its rows have lower numbers than others that the kept sums hold."""
-    monkeypatch.setattr(writing, "MIN_COPIED", 1)
+    monkeypatch.setattr(writing, "MIN_COPIED", 1, raising=False)
     one, other = servers
     held = Held()
     late = [entry(day * 86_400 + 7, user_id="late", input_tokens=7) for day in (2, 3, 12)]
@@ -413,6 +414,26 @@ def test_two_that_ask_the_same_do_not_wait_for_each_other(
     days = "SELECT count(*), count(DISTINCT (first, last)) FROM llm_cost_ops.day_span"
     [(number, distinct)] = connection.execute(days)
     assert number == distinct > 0
+
+
+def test_a_query_that_ends_at_its_deadline_leaves_what_it_has_added_up(
+    servers: list[Sync], connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summaries, "_FOLD_ROWS", 1)
+    add_up, calls = summaries.add_up, []
+
+    def ends(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise DeadlinePassedError
+        return add_up(*arguments)
+
+    with Sync(ledger=DictLedger()) as dicts:
+        fill(servers[0], dicts, 5)
+        with patch.object(summaries, "add_up", ends), pytest.raises(RpcError):
+            servers[0].summarize(Filter(), ("user",), None)
+        assert connection.execute("SELECT count(*) FROM llm_cost_ops.day_span").fetchone() == (2,)
+        assert servers[1].summarize(Filter(), ("user",), None) == dicts.summarize(Filter(), ("user",), None)
 
 
 def test_a_check_finds_kept_sums_that_are_wrong(
