@@ -17,7 +17,7 @@ import pytest
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger import day_spans, open_ledger
 from llm_cost_ops.ledger.encoding import to_micros
-from llm_cost_ops.ledger.postgres import day_sums, schema, summaries, writing
+from llm_cost_ops.ledger.postgres import day_sums, schema, summaries
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.day_sums import Kept
 from llm_cost_ops.ledger.postgres.errors import DeadlinePassedError
@@ -91,7 +91,6 @@ def test_answers_are_those_of_a_ledger_in_dicts(
     monkeypatch.setattr(day_spans, "MIN_ROWS_OF_LONG", chance.choice([1, 5, 20]))
     monkeypatch.setattr(day_spans, "MAX_LONG", chance.choice([1, 2, 4]))
     monkeypatch.setattr(summaries, "_FOLD_ROWS", chance.choice([1, 20, 1000]))
-    monkeypatch.setattr(writing, "MIN_COPIED", chance.choice([1, 100]), raising=False)
     monkeypatch.setattr("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", chance.choice([1, 7, 500]))
     kept, long, prices = 0, 0, book(1)
     with Sync(ledger=DictLedger()) as dicts:
@@ -165,10 +164,9 @@ class Held:
 
 @pytest.mark.parametrize("again", [True, False])
 def test_a_transaction_that_was_open_while_days_were_kept_is_in_later_answers(
-    servers: list[Sync], monkeypatch: pytest.MonkeyPatch, again: bool
+    servers: list[Sync], again: bool
 ) -> None:
     """Its rows have lower numbers than others that the kept sums hold."""
-    monkeypatch.setattr(writing, "MIN_COPIED", 1, raising=False)
     one, other = servers
     held = Held()
     late = [entry(day * 86_400 + 7, user_id="late", input_tokens=7) for day in (2, 3, 12)]
