@@ -6,7 +6,6 @@ was recorded, so that it counts once however often it is sent.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import random
@@ -17,11 +16,11 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from itertools import count, islice
 from typing import Any
-from weakref import WeakSet
 
 from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops._gen.messages import SubmitResult, SubmitStatus, UsageRecord
 from llm_cost_ops.client.attribution import Attributes, current_attributes
+from llm_cost_ops.client.exits import close_at_exit, close_in_workers, closed
 from llm_cost_ops.client.flush_report import MAX_REJECTED, FlushReport, Rejected
 from llm_cost_ops.client.recordable import Recordable, as_it_is, as_they_are, broken_rules, read_record
 from llm_cost_ops.client.spool import Spool, SpoolBatch, SpoolEnteredError, SpoolFullError, SpoolSyncError
@@ -99,11 +98,11 @@ class Recorder:
         self._connect = connect
         self._spool = None if config.spool is None else self._open_spool(config)
         self._overflow = config.overflow or ("spill" if config.spool else "drop_newest")
-        self._closed = False
+        self._closed = self._leaving = False
         self._begin_anew()
         forget_in_children(self)
         quiesce_for_forks(self)
-        _open.add(self)
+        close_at_exit(self)
 
     def record(
         self, record: Recordable, fields: dict[str, object], attributes: Attributes | None = None
@@ -191,10 +190,15 @@ class Recorder:
                 # It ends at once, unless it waits for an answer.
                 thread.join(_LAST_SECONDS)
             self._drop_rest()
-            if self._spool is not None and (thread is None or not thread.is_alive()):
-                self._spool.close()
-            _open.discard(self)
+            if thread is None or not thread.is_alive():
+                self._close_spool()
+            closed(self)
         return self.report()
+
+    def close_at_exit(self, began: float) -> None:
+        """Close as the process ends, since `began`. What is recorded after that goes into the spool."""
+        self._leaving = True
+        self.close(max(0.0, self._config.shutdown_timeout - (time.monotonic() - began)))
 
     def forget(self) -> None:
         """In a forked child: what waits is the parent's to send; its spool forgets by itself."""
@@ -240,6 +244,10 @@ class Recorder:
     def _open_spool(self, config: RecorderConfig) -> Spool:
         return Spool(str(config.spool), durability=config.durability, max_bytes=config.spool_bytes)
 
+    def _close_spool(self) -> None:
+        if self._spool is not None and not self._leaving:
+            self._spool.close()
+
     def _left(self) -> int:
         return len(self._queue) + self._in_memory + (0 if self._spool is None else self._spool.pending)
 
@@ -253,6 +261,7 @@ class Recorder:
                     self._thread = thread
                     try:
                         thread.start()
+                        close_in_workers()
                     except BaseException as error:
                         self._thread, self._idle = None, True
                         # The interpreter may be ending, and starts no threads any more.
@@ -404,8 +413,7 @@ class Recorder:
                 self._take_over()
             if self._closed:
                 break
-        if self._spool is not None:
-            self._spool.close()  # who closed the recorder may not have waited for this thread
+        self._close_spool()  # who closed the recorder may not have waited for this thread
         if connection is not None:
             connection.close()
 
@@ -576,15 +584,3 @@ class Recorder:
 def _moment(nanoseconds: int) -> datetime:
     # Exact to the microsecond until the year 2106, and much faster than a timedelta.
     return datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC)
-
-
-_open: WeakSet[Recorder] = WeakSet()
-
-
-def _close_all() -> None:
-    until = time.monotonic()
-    for recorder in list(_open):
-        recorder.close(max(0.0, recorder._config.shutdown_timeout - (time.monotonic() - until)))  # noqa: SLF001
-
-
-atexit.register(_close_all)

@@ -7,6 +7,7 @@ import copy
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
@@ -16,7 +17,7 @@ from llm_cost_ops._gen.messages import BatchReceipt, UsageRecord
 from llm_cost_ops._gen.resources import AsyncUsageResource, UsageResource
 from llm_cost_ops.client.attribution import Attributes, Attribution
 from llm_cost_ops.rpc.channel import AsyncChannel, Channel
-from llm_cost_ops.rpc.forks import forget_in_children
+from llm_cost_ops.rpc.forks import forget_in_children, quiesce_for_forks
 
 if TYPE_CHECKING:
     from llm_cost_ops.client.recorder import FlushReport, Recordable, Recorder
@@ -40,19 +41,32 @@ class Recording:
         self._closed = False
         self.forget()
         forget_in_children(self)
+        quiesce_for_forks(self)
 
     def forget(self) -> None:
         """In a forked child: who was making the recorder is the parent's."""
         self._lock = threading.RLock()
 
+    def before_fork(self, until: float) -> None:
+        """Have the recorder made: a child would wait for ever for a module that another thread imports."""
+        self._held: bool = self._lock.acquire(timeout=max(until - time.monotonic(), 0.0))
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        if self._held:
+            self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Nothing is left to do after `forget`."""
+
     @property
     def recorder(self) -> Recorder:
         """The recorder, made if there is none yet."""
         if self._recorder is None:
-            from llm_cost_ops.client.recorder import Recorder
-
             with self._lock:
                 if self._recorder is None:
+                    from llm_cost_ops.client.recorder import Recorder
+
                     recorder = Recorder(self._config, self._build, self._connect)
                     # A signal handler may have been faster, in this very thread.
                     if self._closed or self._recorder is not None:

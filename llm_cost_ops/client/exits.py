@@ -1,0 +1,64 @@
+"""What is closed when the process ends, also one that multiprocessing forked."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import time
+from typing import Protocol
+from weakref import WeakSet
+
+from llm_cost_ops.rpc.forks import forget_in_children
+
+__all__ = ["close_at_exit", "close_in_workers", "closed"]
+
+
+class Closing(Protocol):
+    """Something that has work left when the process ends."""
+
+    def close_at_exit(self, began: float) -> None:
+        """Do it, in the time that there is since `began` of time.monotonic()."""
+
+
+_open: WeakSet[Closing] = WeakSet()
+
+
+class _Workers:
+    """Whether multiprocessing knows of this process's end; a child begins without."""
+
+    registered = False
+
+    def forget(self) -> None:
+        """In a forked child: it was the parent that did."""
+        self.registered = False
+
+
+_workers = _Workers()
+forget_in_children(_workers)
+
+
+def close_at_exit(owner: Closing) -> None:
+    """Have `owner.close_at_exit()` called at the end of the process, if it lives then."""
+    _open.add(owner)
+
+
+def closed(owner: Closing) -> None:
+    """It is closed already."""
+    _open.discard(owner)
+
+
+def close_in_workers() -> None:
+    """For a process that has something to close: what multiprocessing forks runs nothing of atexit's."""
+    multiprocessing = sys.modules.get("multiprocessing.util")
+    if multiprocessing is not None and not _workers.registered:
+        _workers.registered = True
+        multiprocessing.Finalize(None, _close_all, exitpriority=0)
+
+
+def _close_all() -> None:
+    began = time.monotonic()
+    for owner in list(_open):
+        owner.close_at_exit(began)
+
+
+atexit.register(_close_all)
