@@ -17,7 +17,7 @@ import pytest
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger import day_spans, open_ledger
 from llm_cost_ops.ledger.encoding import to_micros
-from llm_cost_ops.ledger.postgres import day_sums, schema, summaries
+from llm_cost_ops.ledger.postgres import day_sums, meter_sums, schema, summaries
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.day_sums import Kept
 from llm_cost_ops.ledger.postgres.errors import DeadlinePassedError
@@ -432,6 +432,35 @@ def test_a_query_that_ends_at_its_deadline_leaves_what_it_has_added_up(
             servers[0].summarize(Filter(), ("user",), None)
         assert connection.execute("SELECT count(*) FROM llm_cost_ops.day_span").fetchone() == (2,)
         assert servers[1].summarize(Filter(), ("user",), None) == dicts.summarize(Filter(), ("user",), None)
+
+
+def test_a_cursor_that_is_left_half_read_is_closed_by_the_query(
+    servers: list[Sync], connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not by the garbage collector, which nobody hears of a connection that is lost."""
+    monkeypatch.setattr(meter_sums, "add_amounts", lost := Lost(connection, meter_sums.add_amounts))
+    with Sync(ledger=DictLedger()) as dicts:
+        fill(servers[0], dicts, 5)
+        by = ("meter", "user")
+        assert servers[0].summarize(Filter(), by, None) == dicts.summarize(Filter(), by, None)
+    assert lost.done
+
+
+class Lost:
+    """Adds amounts; the first time the connections are ended, and there are too many groups."""
+
+    def __init__(self, connection: psycopg.Connection[Any], add_amounts: Any) -> None:
+        self.connection, self.add_amounts, self.done = connection, add_amounts, False
+
+    def __call__(self, *arguments: Any) -> None:
+        if not self.done:
+            self.done = True
+            self.connection.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            raise day_spans.TooManyGroupsError
+        self.add_amounts(*arguments)
 
 
 def test_a_check_finds_kept_sums_that_are_wrong(
