@@ -6,6 +6,8 @@ may change what was spent.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from fractions import Fraction
 from itertools import combinations
@@ -167,17 +169,21 @@ def _run(ledger: Sync, script: list[tuple[str, Any]]) -> None:
         ledgers.compare()
 
 
-@settings(max_examples=40, deadline=None)
-@given(script=operations)
-def test_sqlite_beside_a_model(script: list[tuple[str, Any]]) -> None:
-    # Days are kept from their first row on, alone and with others.
+@contextmanager
+def keeping_days() -> Iterator[None]:
+    """Days are kept from their first row on, alone and with others."""
     with (
         patch.object(day_spans, "MIN_ROWS", 1),
         patch.object(day_spans, "MIN_ROWS_OF_LONG", 1),
         patch.object(day_spans, "MIN_ROWS_A_GROUP", 0),
-        patch.object(day_sums, "MIN_ROWS_A_GROUP_OF_LONG", 0),
-        Sync() as ledger,
     ):
+        yield
+
+
+@settings(max_examples=40, deadline=None)
+@given(script=operations)
+def test_sqlite_beside_a_model(script: list[tuple[str, Any]]) -> None:
+    with keeping_days(), patch.object(day_sums, "MIN_ROWS_A_GROUP_OF_LONG", 0), Sync() as ledger:
         _run(ledger, script)
 
 
@@ -187,7 +193,7 @@ def test_postgres_beside_a_model(postgres: Any) -> None:
     def beside(script: list[tuple[str, Any]]) -> None:
         url = postgres.new_database()
         try:
-            with Sync(ledger=open_ledger(url)) as ledger:
+            with keeping_days(), Sync(ledger=open_ledger(url)) as ledger:
                 _run(ledger, script)
         finally:
             postgres.drop(url)

@@ -38,7 +38,16 @@ from llm_cost_ops.ledger.postgres.sums import DAYS, add_amounts, day_sql
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rules.times import QUARTERS_A_DAY
 
-__all__ = ["Kept", "counted", "decode_counts", "decode_sums", "forget", "forget_before", "try_to_begin"]
+__all__ = [
+    "Kept",
+    "counted",
+    "decode_counts",
+    "decode_sums",
+    "forget",
+    "forget_before",
+    "snapshot_to_keep",
+    "try_to_begin",
+]
 
 
 class Group(msgspec.Struct, array_like=True, gc=False):
@@ -77,6 +86,8 @@ Counts = dict[int, tuple[int, int]]
 
 # What an int holds.
 _MAX_DAY = 2**31 - 1
+# What a row of an index holds beside the other columns: 2,704 bytes are all.
+_MAX_DIMENSIONS_BYTES = 2000
 _COLUMNS = "org, id, first, last, seen::text, counts, groups"
 # What is kept of the days that are asked for, and of those that spans of several days have beside them.
 _SPANS = f"""
@@ -101,9 +112,10 @@ _COUNTED = f"""
         AND bucket >= %(first)s::bigint * {QUARTERS_A_DAY} AND bucket < %(last)s::bigint * {QUARTERS_A_DAY}
     ) x GROUP BY 1, 2 HAVING sum(records) > 0
 """
+# Some are kept for other days, where the dimensions are among them.
 _FULL = (
     "SELECT d.org FROM llm_cost_ops.day_span d WHERE d.org = ANY(%s) GROUP BY d.org "
-    "HAVING count(DISTINCT d.dimensions) >= %s"
+    "HAVING count(DISTINCT d.dimensions) >= %s AND NOT bool_or(d.dimensions = %s)"
 )
 # Not where another server writes, or the role may not.
 _MAY_KEEP = (
@@ -192,7 +204,9 @@ class Kept:
     def full(self) -> set[int]:
         """The organizations that have sums of so many dimensions that no others are kept."""
         orgs = [org for org, days in self.organizations.items() if days.grouping is None]
-        return {org for (org,) in self._session.rows(_FULL, orgs, MAX_DIMENSIONS)} if orgs else set()
+        if not orgs:
+            return set()
+        return {org for (org,) in self._session.rows(_FULL, orgs, MAX_DIMENSIONS, self._dimensions)}
 
     def add_spans(
         self,
@@ -284,14 +298,19 @@ def decode_sums(text: str) -> list[Group]:
     return _SUMS.decode(text)
 
 
-def try_to_begin(session: Session, org: int, dimensions: Keys) -> str | None:
-    """The snapshot whose rows are kept; None where nothing may be written, or another adds up the same."""
-    [(snapshot, may_keep)] = session.rows(_MAY_KEEP)
-    if not may_keep:
+def snapshot_to_keep(session: Session, dimensions: Keys) -> str | None:
+    """The snapshot of a transaction, whose rows are kept; None where nothing may be written."""
+    if len(msgspec.json.encode(dimensions)) > _MAX_DIMENSIONS_BYTES:
         return None
+    [(snapshot, may_keep)] = session.rows(_MAY_KEEP)
+    return str(snapshot) if may_keep else None
+
+
+def try_to_begin(session: Session, org: int, dimensions: Keys) -> bool:
+    """Whether nobody else adds up days of an organization by the same dimensions, until this has ended."""
     number = crc32(msgspec.json.encode([org, *dimensions])) - 2**31
     [(mine,)] = session.rows("SELECT pg_try_advisory_xact_lock(%s, %s)", schema.LOCK_SPANS, number)
-    return str(snapshot) if mine else None
+    return bool(mine)
 
 
 def forget(session: Session, orgs: Iterable[int]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import product
 from typing import Any
 
@@ -32,16 +33,18 @@ def add_meter_rows(
 ) -> None:
     """Add what rows of organizations hold."""
     cards = _Cards(session)
-    # The cards are looked up first: no other query can run between two rows.
-    for bucket, currency, pricing, units, data, *dimensions in _rows(session, where, rows, orgs, cards):
-        record: UsageRecord = decode_usage(data)
-        shares = shares_of(record, cards.found[pricing], units)
-        named = dict(zip(SERIES_COLUMNS, dimensions, strict=True))
-        reported = named["status"] == "reported"
-        for keys in product(*_values(group_by, record, named, shares)):
-            share = shares[keys[group_by.index("meter")]]
-            place = (keys, bucket, currency)
-            add_amounts(totals, place, _amounts(share, record.request_count or 1, reported=reported))
+    # The cards are looked up first: no other query can run between two rows. Where there are too many groups
+    # to be kept, this ends between two rows, and so does the cursor.
+    with closing(_rows(session, where, rows, orgs, cards)) as found:
+        for bucket, currency, pricing, units, data, *dimensions in found:
+            record: UsageRecord = decode_usage(data)
+            shares = shares_of(record, cards.found[pricing], units)
+            named = dict(zip(SERIES_COLUMNS, dimensions, strict=True))
+            reported = named["status"] == "reported"
+            for keys in product(*_values(group_by, record, named, shares)):
+                share = shares[keys[group_by.index("meter")]]
+                place = (keys, bucket, currency)
+                add_amounts(totals, place, _amounts(share, record.request_count or 1, reported=reported))
 
 
 def _amounts(share: Share, requests: int, *, reported: bool) -> tuple[int, ...]:
@@ -62,7 +65,7 @@ def _amounts(share: Share, requests: int, *, reported: bool) -> tuple[int, ...]:
 
 def _rows(
     session: Session, where: Filter, rows: Rows, orgs: Sequence[int], cards: _Cards
-) -> Iterator[tuple[Any, ...]]:
+) -> Generator[tuple[Any, ...]]:
     cost = newest(session, orgs)
     conditions, parameters = record_conditions(where)
     of_series, named = series_conditions(where)

@@ -31,7 +31,7 @@ from llm_cost_ops.ledger.day_spans import (
 from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.pieces import Piece, pieces_of
 from llm_cost_ops.ledger.postgres.connection import Session
-from llm_cost_ops.ledger.postgres.day_sums import Kept, try_to_begin
+from llm_cost_ops.ledger.postgres.day_sums import Kept, snapshot_to_keep, try_to_begin
 from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.meter_sums import add_meter_rows
 from llm_cost_ops.ledger.postgres.sums import (
@@ -150,18 +150,21 @@ class _Query:
         kept, dimensions = self._kept, self._dimensions
         if kept is None or dimensions is None:
             return False
+        folds = [fold for fold in self._to_fold(kept) if (fold.org, fold.first, fold.last) not in done]
+        snapshot = snapshot_to_keep(self._session, dimensions) if folds else None
+        if snapshot is None:
+            return False
         rows = 0
+        mine: dict[int, bool] = {}
         found: list[tuple[Fold, str, Totals | None]] = []
-        for fold in self._to_fold(kept):
-            place = (fold.org, fold.first, fold.last)
-            if place in done:
-                continue
+        for fold in folds:
             is_long = fold.last - fold.first > 1
             if found and (is_long or rows + fold.rows > _FOLD_ROWS):
                 break
-            done.add(place)
-            snapshot = try_to_begin(self._session, fold.org, dimensions)
-            if snapshot is not None:
+            done.add((fold.org, fold.first, fold.last))
+            if fold.org not in mine:
+                mine[fold.org] = try_to_begin(self._session, fold.org, dimensions)
+            if mine[fold.org]:
                 found.append((fold, snapshot, add_up(self._session, fold, dimensions, kept)))
                 rows += fold.rows
         # All at the end: an erasure waits for them from the first one on.

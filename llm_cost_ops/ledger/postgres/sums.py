@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from llm_cost_ops.ledger.day_spans import Keys, SumsToKeep, TooManyGroupsError, Totals
+from llm_cost_ops.ledger.day_spans import DAY, Keys, SumsToKeep, TooManyGroupsError, Totals
 from llm_cost_ops.ledger.pieces import Piece
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
@@ -221,9 +221,11 @@ _RESTS = (
     "AND u.org = g.org AND u.ts >= g.low AND u.ts < g.high AND u.ts >= %(least)s AND u.ts < %(most)s"
 )
 _RESTS_OF_ROWS = _RESTS.format(seen="", column="")
-# Where there are few of them, they are looked for by their transactions.
+# Pieces are days. Where there are few rows, they are looked for by their transactions; by the beginning of
+# its day each finds its pieces, and is not compared with all of them.
 _RESTS_OF_NEW_ROWS = (
     _RESTS.format(seen=", %(seen)s::pg_snapshot[]", column=", seen")
+    + f" AND g.low = u.ts - mod(mod(u.ts, {DAY}) + {DAY}, {DAY})"
     + " AND u.xid >= %(oldest)s::text::xid8 AND NOT pg_visible_in_snapshot(u.xid, g.seen)"
 )
 
@@ -247,6 +249,12 @@ def rows_of_rests(rests: Sequence[tuple[int, int, int, int, int]], snapshots: Se
         some = [rest for rest in rests if bool(rest[4]) is few]
         if not some:
             continue
+        if few:
+            some = [
+                (bucket, day, day + DAY, org, after)
+                for bucket, low, high, org, after in some
+                for day in range(low, high, DAY)
+            ]
         parameters = _pieces_sql([rest[:3] for rest in some])
         parameters["owners"] = [rest[3] for rest in some]
         if few:

@@ -17,7 +17,7 @@ import pytest
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger import day_spans, open_ledger
 from llm_cost_ops.ledger.encoding import to_micros
-from llm_cost_ops.ledger.postgres import schema, summaries
+from llm_cost_ops.ledger.postgres import day_sums, meter_sums, schema, summaries
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.day_sums import Kept
 from llm_cost_ops.ledger.postgres.errors import DeadlinePassedError
@@ -321,6 +321,45 @@ def test_the_last_spans_of_several_days_are_kept(
     assert [first - start for (first,) in rows] == [20, 30, 40, 50]
 
 
+def test_new_days_are_kept_by_what_other_days_are_kept_by(
+    servers: list[Sync], connection: psycopg.Connection[Any]
+) -> None:
+    one, number = servers[0], "SELECT count(*) FROM llm_cost_ops.day_span"
+    with Sync(ledger=DictLedger()) as dicts, patch.object(day_sums, "MAX_DIMENSIONS", 2):
+        fill(one, dicts, 20)
+        for group_by in (("user",), ("tag",), ("label:team",)):
+            one.summarize(of_days(0, 5), group_by, None)
+        by = connection.execute("SELECT DISTINCT dimensions FROM llm_cost_ops.day_span ORDER BY 1").fetchall()
+        assert by == [('["tag"]',), ('["user"]',)]
+        before = connection.execute(number).fetchone()
+        one.summarize(of_days(10, 15), ("label:team",), None)
+        assert connection.execute(number).fetchone() == before
+        one.summarize(of_days(10, 15), ("user",), None)
+        assert connection.execute(number).fetchone() != before
+
+
+def statements(ledger: Sync, *question: Any) -> list[str]:
+    """What a query has the database do."""
+    run, found = Session.run, []
+
+    def noted(session: Session, sql: str, *values: Any, **named: Any) -> Any:
+        found.append(sql)
+        return run(session, sql, *values, **named)
+
+    with patch.object(Session, "run", noted):
+        ledger.summarize(*question)
+    return found
+
+
+def test_sums_whose_dimensions_no_index_takes_are_not_added_up_in_vain(servers: list[Sync]) -> None:
+    chance = random.Random(1)
+    labels = {"".join(chance.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=200)): "x" for _ in range(30)}
+    with Sync(ledger=DictLedger()) as dicts:
+        fill(servers[0], dicts, 5)
+    rows = [sql for sql in statements(servers[0], Filter(labels=labels), (), None) if "usage u" in sql]
+    assert len(rows) == 1
+
+
 _NO_INSERT = (
     "CREATE FUNCTION llm_cost_ops.no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$; "
     "CREATE TRIGGER no BEFORE INSERT ON llm_cost_ops.day_span EXECUTE FUNCTION llm_cost_ops.no()"
@@ -346,6 +385,9 @@ def test_who_can_write_nothing_answers_from_rows(
     ) as ledger:
         for _ in range(2):
             assert ledger.summarize(Filter(), ("user",), None) == expected
+        # It does not ask for each day anew.
+        asked = [sql for sql in statements(ledger, Filter(), ("user",), None) if "read_only" in sql]
+    assert len(asked) == 1
     assert connection.execute("SELECT count(*) FROM llm_cost_ops.day_span").fetchone() == (0,)
 
 
@@ -390,6 +432,35 @@ def test_a_query_that_ends_at_its_deadline_leaves_what_it_has_added_up(
             servers[0].summarize(Filter(), ("user",), None)
         assert connection.execute("SELECT count(*) FROM llm_cost_ops.day_span").fetchone() == (2,)
         assert servers[1].summarize(Filter(), ("user",), None) == dicts.summarize(Filter(), ("user",), None)
+
+
+def test_a_cursor_that_is_left_half_read_is_closed_by_the_query(
+    servers: list[Sync], connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not by the garbage collector, which nobody hears of a connection that is lost."""
+    monkeypatch.setattr(meter_sums, "add_amounts", lost := Lost(connection, meter_sums.add_amounts))
+    with Sync(ledger=DictLedger()) as dicts:
+        fill(servers[0], dicts, 5)
+        by = ("meter", "user")
+        assert servers[0].summarize(Filter(), by, None) == dicts.summarize(Filter(), by, None)
+    assert lost.done
+
+
+class Lost:
+    """Adds amounts; the first time the connections are ended, and there are too many groups."""
+
+    def __init__(self, connection: psycopg.Connection[Any], add_amounts: Any) -> None:
+        self.connection, self.add_amounts, self.done = connection, add_amounts, False
+
+    def __call__(self, *arguments: Any) -> None:
+        if not self.done:
+            self.done = True
+            self.connection.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            raise day_spans.TooManyGroupsError
+        self.add_amounts(*arguments)
 
 
 def test_a_check_finds_kept_sums_that_are_wrong(
