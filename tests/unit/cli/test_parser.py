@@ -112,6 +112,9 @@ def test_the_name_of_a_file_need_not_be_text(
 ) -> None:
     name = os.fsdecode(b"\xff 1.db")
     (folder / "costs.db").rename(folder / name)
+    assert main(["keys", "create", "--organization", "acme", "--db", "a b.db"]) == 0
+    assert "--db 'a b.db'" in capsys.readouterr().err, "what it says can be run"
+    (folder / "a b.db").unlink()
     for command in (["costs"], ["keys", "list"], ["serve", "--check"]):
         assert main([*command, "--db", name]) == 0
         monkeypatch.setenv("LLM_COST_OPS_BASE_URL", "sqlite:///%FF%201.db")
