@@ -101,7 +101,7 @@ class Recorder:
         self._closed = self._leaving = False
         self._begin_anew()
         forget_in_children(self)
-        quiesce_for_forks(self)
+        quiesce_for_forks(self, uses_others=True)
         close_at_exit(self)
 
     def record(

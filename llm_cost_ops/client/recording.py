@@ -41,7 +41,7 @@ class Recording:
         self._closed = False
         self.forget()
         forget_in_children(self)
-        quiesce_for_forks(self)
+        quiesce_for_forks(self, uses_others=True)
 
     def forget(self) -> None:
         """In a forked child: who was making the recorder is the parent's."""

@@ -55,6 +55,7 @@ class Quiescent(Protocol):
 
 _forgetful: WeakSet[Forgetful] = WeakSet()
 _quiescent: WeakSet[Quiescent] = WeakSet()
+_using_others: WeakSet[Quiescent] = WeakSet()
 _forking = threading.Lock()
 _resting: list[Quiescent] = []
 
@@ -64,9 +65,12 @@ def forget_in_children(owner: Forgetful) -> None:
     _forgetful.add(owner)
 
 
-def quiesce_for_forks(owner: Quiescent) -> None:
-    """Have `owner` come to rest before every fork of this process, while it lives."""
-    _quiescent.add(owner)
+def quiesce_for_forks(owner: Quiescent, *, uses_others: bool = False) -> None:
+    """Have `owner` come to rest before every fork of this process, while it lives.
+
+    One that `uses_others` does so first: what it waits for may need them.
+    """
+    (_using_others if uses_others else _quiescent).add(owner)
 
 
 def living(owners: Iterable[T]) -> list[T]:
@@ -161,7 +165,7 @@ def _each(owners: list[_Owner], call: Callable[[_Owner], None]) -> None:
 def _before() -> None:
     # Two threads may fork at the same time.
     _forking.acquire()
-    _resting.extend(living(_quiescent))
+    _resting.extend([*living(_using_others), *living(_quiescent)])
     until = time.monotonic() + FORK_WAIT
     _each(_resting, lambda owner: owner.before_fork(until))
 

@@ -58,6 +58,32 @@ def test_a_child_reads_a_property_that_another_thread_was_making() -> None:
     assert owner.part is owner.part
 
 
+class Noting:
+    def __init__(self, rested: list[Noting], *, uses_others: bool) -> None:
+        self.rested = rested
+        self.uses_others = uses_others
+        forks.quiesce_for_forks(self, uses_others=uses_others)
+
+    def before_fork(self, until: float) -> None:
+        self.rested.append(self)
+
+    def after_fork_in_parent(self) -> None:
+        """Nothing is held."""
+
+    after_fork_in_child = after_fork_in_parent
+
+
+def test_who_uses_others_rests_before_they_do() -> None:
+    rested: list[Noting] = []
+    owners = [Noting(rested, uses_others=n % 2 == 0) for n in range(20)]
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(rested) == len(owners)
+    assert [owner.uses_others for owner in rested] == [True] * 10 + [False] * 10
+
+
 class Adding(weakref.WeakSet[Any]):
     """What another thread adds to when half of it was looked at."""
 
