@@ -455,9 +455,10 @@ class Spool:
                 return 0
             if segment is self._current:
                 self._current = None
-            self._segments.remove(segment)
-            self._bytes -= segment.size
+            # In this order an interrupt behind any call leaves a segment that is there, or one that is gone.
             self._delete(segment)
+            self._bytes -= segment.size
+            self._segments.remove(segment)
             self._close(segment)
             return segment.records
 

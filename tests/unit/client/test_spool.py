@@ -382,6 +382,33 @@ def test_a_finalizer_that_records_as_a_batch_is_counted_is_counted(tmp_path: Pat
     spool.close()
 
 
+def test_an_interrupt_as_the_oldest_are_dropped_takes_no_room(tmp_path: Path) -> None:
+    class Interrupted(list[Any]):
+        def remove(self, value: Any) -> None:
+            super().remove(value)
+            raise KeyboardInterrupt
+
+    def filled() -> int:
+        for number in range(100):
+            try:
+                spool.append(b"x" * 50)
+            except SpoolFullError:
+                return number
+        raise AssertionError
+
+    spool = Spool(tmp_path, max_bytes=2000, segment_bytes=500)
+    room = filled()
+    spool._segments = Interrupted(spool._segments)
+    with pytest.raises(KeyboardInterrupt):
+        spool.drop_oldest()
+    spool._segments = list(spool._segments)
+    while spool.drop_oldest():
+        pass
+    assert files(tmp_path, ".segment") == []
+    assert filled() == room
+    spool.close()
+
+
 def test_modes_and_links(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "spool"
     spool = Spool(folder)
