@@ -29,7 +29,7 @@ def in_words(error: CostOpsError, options: argparse.Namespace) -> str:
 def _asks_server(options: argparse.Namespace) -> bool:
     """Whether a command that takes --db or --base-url sends its calls to a server."""
     given = vars(options)
-    if "base_url" not in given or given["db"]:
+    if "base_url" not in given or given.get("db"):
         return False
     base_url = given["base_url"] or os.environ.get("LLM_COST_OPS_BASE_URL", "")
     return "://" in base_url and base_url.partition(":")[0] not in EMBEDDED

@@ -23,6 +23,8 @@ _TIMEOUT = 30.0
 def keys(options: argparse.Namespace) -> int:
     """The `keys` command."""
     options.db = database_of(options.db)
+    if options.db.partition("?")[0] in (":memory:", "sqlite://"):
+        raise ConfigurationError("a database in memory keeps no key: name another by --db", parameter="db")
     if options.action != "create":
         check_file(options.db)
     {"create": _create, "list": _list, "revoke": _revoke}[options.action](options)

@@ -38,9 +38,11 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
-        """As argparse's; words that belong together may have options between them."""
+        """As argparse's; words that belong together may have options between them, unless `--` is there."""
+        args = sys.argv[1:] if args is None else list(args)
         several = any(not action.option_strings and action.nargs in ("+", "*") for action in self._actions)
-        if self._is_mixing or not several:
+        # Where it mixes, argparse takes options behind `--` too.
+        if self._is_mixing or not several or "--" in args:
             return super().parse_known_args(args, namespace)
         # argparse calls this method in it, from some versions of Python on.
         self._is_mixing = True

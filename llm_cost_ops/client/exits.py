@@ -8,7 +8,7 @@ import time
 from typing import Protocol
 from weakref import WeakSet
 
-from llm_cost_ops.rpc.forks import forget_in_children
+from llm_cost_ops.rpc.forks import forget_in_children, living
 
 __all__ = ["close_at_exit", "close_in_workers", "closed"]
 
@@ -48,16 +48,20 @@ def closed(owner: Closing) -> None:
 
 
 def close_in_workers() -> None:
-    """For a process that has something to close: what multiprocessing forks runs nothing of atexit's."""
+    """For a process that has something to close: what multiprocessing starts runs nothing of atexit's.
+
+    In others multiprocessing may end before what else is called at the end, and may record.
+    """
     multiprocessing = sys.modules.get("multiprocessing.util")
-    if multiprocessing is not None and not _workers.registered:
-        _workers.registered = True
-        multiprocessing.Finalize(None, _close_all, exitpriority=0)
+    if multiprocessing is None or _workers.registered or not multiprocessing.process.parent_process():
+        return
+    _workers.registered = True
+    multiprocessing.Finalize(None, _close_all, exitpriority=0)
 
 
 def _close_all() -> None:
     began = time.monotonic()
-    for owner in list(_open):
+    for owner in living(_open):
         owner.close_at_exit(began)
 
 

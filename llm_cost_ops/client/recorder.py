@@ -452,7 +452,8 @@ class Recorder:
         while self._queue and self._backlog_bytes < self._config.max_bytes:
             with self._lock:
                 raws = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH_RECORDS))]
-                self._in_memory += len(raws)
+                taken = len(raws)
+                self._in_memory += taken
             for raw in raws:
                 built = self._built(raw)
                 with self._lock:
@@ -496,16 +497,18 @@ class Recorder:
 
     def _deliver(self, connection: Connection, batch: SpoolBatch | None, waiting: list[_Waiting]) -> None:
         settled = submitted(connection, [record for record, _ in waiting])
+        records, size = len(waiting), sum(size for _, size in waiting)
         with self._lock:
             if self._abandoned and batch is None:
                 return  # they were counted as dropped, and that was said
             for record, result in settled:
                 self._settle(record, result)
             if batch is None:
-                self._backlog_bytes -= sum(size for _, size in waiting)
-                self._in_memory -= len(waiting)
+                # Nothing is called in these lines: a finalizer that records changes the same numbers.
+                self._backlog_bytes -= size
+                self._in_memory -= records
             else:
-                self._done_in_spool += len(waiting)
+                self._done_in_spool += records
                 if self._spool is not None:
                     for (given, _), payload in zip(waiting, batch.payloads, strict=True):
                         if isinstance(given, str):

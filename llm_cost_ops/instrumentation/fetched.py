@@ -12,7 +12,7 @@ from weakref import WeakSet
 import msgspec
 
 from llm_cost_ops.normalizers.tolerant import decode_tolerantly
-from llm_cost_ops.rpc.forks import forget_in_children
+from llm_cost_ops.rpc.forks import forget_in_children, living
 
 if TYPE_CHECKING:
     from llm_cost_ops.instrumentation.calls import Call
@@ -116,7 +116,7 @@ def _watch_exit(background: Background) -> None:
 
 
 def _abandon_all() -> None:
-    for background in list(_backgrounds):
+    for background in living(_backgrounds):
         background.abandon()
 
 

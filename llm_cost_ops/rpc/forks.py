@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
@@ -22,11 +22,15 @@ __all__ = [
     "PerProcess",
     "Quiescent",
     "forget_in_children",
+    "living",
     "quiesce_for_forks",
 ]
 
 FORK_WAIT = 5.0
 """Seconds that a fork waits at most, in all, for what is under way in other threads."""
+
+
+T = TypeVar("T")
 
 
 class Forgetful(Protocol):
@@ -65,6 +69,15 @@ def quiesce_for_forks(owner: Quiescent) -> None:
     _quiescent.add(owner)
 
 
+def living(owners: Iterable[T]) -> list[T]:
+    """Those of a WeakSet, to which other threads may add at any moment."""
+    while True:
+        try:
+            return list(owners)
+        except RuntimeError:  # one did in the middle of it
+            continue
+
+
 class ForkSafeLock:
     """A lock that nobody holds in a forked child, whichever thread of the parent did: `with lock.held:`.
 
@@ -80,9 +93,6 @@ class ForkSafeLock:
         """In a forked child: the thread that may hold the lock is not there."""
         # Not an `__enter__` of our own, which may be interrupted once it has the lock.
         self.held = threading.RLock()
-
-
-T = TypeVar("T")
 
 
 class PerProcess(Generic[T]):
@@ -151,7 +161,7 @@ def _each(owners: list[_Owner], call: Callable[[_Owner], None]) -> None:
 def _before() -> None:
     # Two threads may fork at the same time.
     _forking.acquire()
-    _resting.extend(_quiescent)
+    _resting.extend(living(_quiescent))
     until = time.monotonic() + FORK_WAIT
     _each(_resting, lambda owner: owner.before_fork(until))
 
@@ -171,7 +181,7 @@ def _after_in_child() -> None:
     resting = _resting[:]
     _resting.clear()
     try:
-        _each(list(_forgetful), lambda owner: owner.forget())
+        _each(living(_forgetful), lambda owner: owner.forget())
     finally:
         _each(resting, lambda owner: owner.after_fork_in_child())
 

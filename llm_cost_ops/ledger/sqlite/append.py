@@ -182,8 +182,10 @@ class SqliteBatch:
         """What `write` does, in the transaction of the caller. May be done again after a rollback."""
         if revision is not None and cards.revision(cursor) != revision:
             return None
-        ids = {each: each.ids or interner.ids(cursor, each.series_key) for each in self._shared.values()}
-        if not all(each.ids for each in ids):
+        shared = self._shared.values()
+        is_known = interner is self._interner and all(each.ids for each in shared)
+        ids = {each: (is_known and each.ids) or interner.ids(cursor, each.series_key) for each in shared}
+        if not is_known:
             for at, each in enumerate(self._shared_of):
                 self._values[at * _COLUMNS : at * _COLUMNS + 3] = ids[each]
         done = self._insert_rows(cursor)

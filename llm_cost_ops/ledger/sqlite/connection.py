@@ -551,8 +551,10 @@ class Writer:
     def _give_up_files(self, files: FileWatch) -> None:
         """Save what the log holds, where that can be, once files are no longer what they were."""
         if not files.is_moved():
-            # Whose connection is the last moves the log's content into the database.
+            # Whose connection is the last moves the log's content into the database. Else what was written
+            # may be lost, and other rows may get its numbers.
             self._drop()
+            self.interner = Interner()
             self.close_readers()
         elif self._connection is not None:
             # Else the log of the file that was moved away is taken for that of the file in its place.

@@ -165,6 +165,7 @@ class FileWatch:
         The connection, outside a transaction, is asked about files that have become smaller.
         """
         (database, size), (wal, wal_size), (shm, _) = map(_look, self._paths)
+        self._next = 0.0  # unless all is found as it was
         if self._database is None:
             return
         if database != self._database:

@@ -502,19 +502,29 @@ class AppendOne:
     Its answer is None when the cards are of another `revision`, where one is given.
     """
 
-    __slots__ = ("_columns", "_entry", "_ids", "_made", "_revision", "_series_key", "is_statement")
+    __slots__ = (
+        "_columns",
+        "_entry",
+        "_ids",
+        "_interner",
+        "_made",
+        "_revision",
+        "_series_key",
+        "is_statement",
+    )
 
     def __init__(self, entry: Entry, revision: int | None, interner: Interner) -> None:
         self._entry = entry
         self._revision = revision
         self._series_key, self._columns, self._made = prepare(entry, NULL)
+        self._interner = interner
         self._ids = interner.known(self._series_key)
         self.is_statement = self._ids is not None
         """Whether this is a single statement, since series and pricing are known."""
 
     def __call__(self, cursor: sqlite3.Cursor, interner: Interner) -> list[Appended] | None:
         """Append the entry."""
-        ids = self._ids or interner.ids(cursor, self._series_key)
+        ids = (interner is self._interner and self._ids) or interner.ids(cursor, self._series_key)
         row = (*ids, *self._columns)
         try:
             appended = self._insert(cursor, row)

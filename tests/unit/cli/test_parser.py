@@ -35,6 +35,13 @@ def test_options_may_stand_between_words(words: str, capsys: pytest.CaptureFixtu
     assert "gpt-4o" in capsys.readouterr().out
 
 
+def test_behind_two_hyphens_are_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--input", "5", "--", "openai", "gpt-4o"]) == 0
+    capsys.readouterr()
+    assert main(["prices", "list", "--", "--json"]) == 1
+    assert "No model of the catalog has such a name" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -75,6 +82,28 @@ def test_without_a_server_the_rule_is_told_and_no_request(
     assert error.startswith(f"llm-cost-ops: {said}")
     assert "request 0" not in error
     assert "INVALID_ARGUMENT" not in error
+
+
+@pytest.mark.parametrize("action", [["create", "--organization", "acme"], ["list"], ["revoke", "abc"]])
+def test_keys_are_not_kept_in_memory(
+    action: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("sqlite://", "sqlite:///:memory:", "sqlite://?durability=process"):
+        monkeypatch.setenv("LLM_COST_OPS_BASE_URL", name)
+        assert main(["keys", *action]) == 2
+        told = capsys.readouterr()
+        assert "a database in memory keeps no key: name another by --db" in told.err
+        assert not told.out
+
+
+@pytest.mark.parametrize("where", [["--base-url", "sqlite:///costs.db"], ["--db", "costs.db"], []])
+def test_what_is_wrong_with_a_proxy_is_told_wherever_it_records(
+    where: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["proxy", "--check", "--upstream", "openai=ftp://x", *where]) == 2
+    assert capsys.readouterr().err.startswith(
+        "llm-cost-ops: upstream openai: the URL must begin with http://"
+    )
 
 
 def test_commands_over_a_database_take_that_of_the_environment(

@@ -66,6 +66,18 @@ if any(child.exitcode for child in children) or None in [child.exitcode for chil
 """,
         25,
     ),
+    "a function of atexit's, in a process that used multiprocessing since": (
+        """
+del sys.modules["multiprocessing.util"]
+record()
+atexit.register(record, 3)
+import multiprocessing.util
+CostOpsClient(config=ClientConfig(base_url=URL)).usage.record(
+    organization_id="o", provider="openai", model_id="m", input_tokens=1
+)
+""",
+        9,
+    ),
     "a thread that exits": ("threading.Thread(target=lambda: (record(), sys.exit())).start()", 5),
 }
 

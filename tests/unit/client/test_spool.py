@@ -361,6 +361,27 @@ def test_an_interrupt_behind_a_write_harms_no_other_record(
     spool.close()
 
 
+def test_a_finalizer_that_records_as_a_batch_is_counted_is_counted(tmp_path: Path) -> None:
+    """Python makes calls only where the package does: as here, behind that of len()."""
+    spool = Spool(tmp_path)
+    spool.append(b"one")
+
+    class Payloads(list[bytes]):
+        def __len__(self) -> int:
+            length = super().__len__()
+            spool.append(b"of a finalizer")
+            return length
+
+    batch = spool.next_batch(10, 100)
+    assert batch is not None
+    batch.payloads = Payloads(batch.payloads)
+    spool.acknowledge(batch)
+    assert spool.pending == 1
+    assert drained(spool) == [b"of a finalizer"]
+    assert spool.pending == 0
+    spool.close()
+
+
 def test_modes_and_links(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "spool"
     spool = Spool(folder)

@@ -22,8 +22,9 @@ from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.ledger.sqlite.connection import Database
 from llm_cost_ops.ledger.sqlite.files import FileWatch
 from llm_cost_ops.ledger.types import Filter
+from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from tests.unit.ledger.making import Sync, check_structure, entry
+from tests.unit.ledger.making import Sync, check_structure, context, entry
 from tests.waiting import MAX_WAIT
 
 KINDS = ("disk", "group", "process")
@@ -97,6 +98,10 @@ def test_a_look_is_due_a_moment_after_one_that_found_all_as_it_was(
                 database.files.look_if_due(connection)
         elsewhere.rename(path)
         database.files.look_if_due(connection)
+        path.rename(elsewhere)
+        for look in (database.files.look, database.files.look_if_due):
+            with pytest.raises(RpcError, match="removed"):
+                look(connection)
 
 
 @pytest.fixture(params=KINDS)
@@ -254,6 +259,25 @@ def test_a_log_that_was_removed_while_two_use_it(tmp_path: Path) -> None:
             if not unavailable(store, f"mine-{n}"):
                 told.append(f"mine-{n}")
     check_kept(path, "a", *(key for key in told if not key.startswith("refused")))
+
+
+def test_what_was_lost_with_a_log_gives_nothing_to_later_records(tmp_path: Path, store: Sync) -> None:
+    """Who removes both files under two processes, and kills one, loses records; others get their numbers."""
+    path = tmp_path / "costs.db"
+    begun = store.store.batch()
+    for n in range(3):
+        sent = entry(n)
+        begun.add(sent.record, f"begun-{n}", sent.ingested_at, sent.units, sent.by)
+    with Serving(path) as serving:
+        serving.submit("other")
+        for suffix in ("-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink()
+        refused(store)
+    store.append([entry(model_id="another", idempotency_key="x")])
+    assert drive(begun.write(context())) == {}
+    submit(store, "c", "d")
+    found = {keys: sums.requests for keys, _, sums in store.summarize(Filter(), ("model",), None)}
+    assert found == {("another",): 1, ("gpt-4o",): 5}
 
 
 def test_an_index_that_was_removed_while_another_process_writes(tmp_path: Path, store: Sync) -> None:

@@ -7,13 +7,15 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from llm_cost_ops.catalog import load
 from llm_cost_ops.client import observer
 from llm_cost_ops.pricing.pricebook import PriceBook
+from llm_cost_ops.rpc import forks
 from llm_cost_ops.rpc.forks import CachedProperty, ForkSafeLock, PerProcess
 from tests.unit.pricing.cards import make_usage
 from tests.waiting import MAX_WAIT, in_threads
@@ -54,6 +56,42 @@ def test_a_child_reads_a_property_that_another_thread_was_making() -> None:
     making.join(MAX_WAIT)
     owner = Owner(object)
     assert owner.part is owner.part
+
+
+class Adding(weakref.WeakSet[Any]):
+    """What another thread adds to when half of it was looked at."""
+
+    late: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        for owner in super().__iter__():
+            yield owner
+            if self.late is None:
+                self.late = Resting()
+                self.add(self.late)
+
+
+class Resting:
+    rested = 0
+
+    def before_fork(self, until: float) -> None:
+        self.rested += 1
+
+    def after_fork_in_parent(self) -> None:
+        self.rested -= 1
+
+    def after_fork_in_child(self) -> None:
+        os._exit(0 if self.rested == 1 else 1)
+
+
+def test_all_rest_though_another_thread_makes_one_more_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = [Resting() for _ in range(3)]
+    monkeypatch.setattr(forks, "_quiescent", Adding(owners))
+    child = os.fork()
+    if not child:
+        os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert [owner.rested for owner in owners] == [0] * 3
 
 
 def test_threads_that_ask_at_the_same_time_get_the_same() -> None:
