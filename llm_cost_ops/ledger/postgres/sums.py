@@ -21,6 +21,7 @@ from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY
 
 __all__ = [
     "DAYS",
+    "MAX_JOINED",
     "QUARTERS",
     "SERIES_COLUMNS",
     "Newest",
@@ -204,27 +205,30 @@ def record_conditions(where: Filter) -> tuple[list[str], dict[str, object]]:
 
 _PIECES = "unnest(%(buckets)s::int[], %(lows)s::bigint[], %(highs)s::bigint[]) AS g (bucket, low, high)"
 
-
-# least and most are those of all pieces: of a piece the planner takes any for a ninth of the table.
-_PIECES_OF_ROWS = (
-    f"{_PIECES} JOIN llm_cost_ops.usage u ON u.org = ANY(%(orgs)s) AND u.ts >= g.low AND u.ts < g.high "
-    "AND u.ts >= %(least)s AND u.ts < %(most)s"
-)
-# For pieces far apart that hold few records each. OFFSET 0 has each looked for by itself.
-_PIECES_OF_FEW_ROWS = (
-    f"{_PIECES} CROSS JOIN LATERAL (SELECT u.* FROM llm_cost_ops.usage u WHERE u.org = ANY(%(orgs)s) "
-    "AND u.ts >= g.low AND u.ts < g.high OFFSET 0) AS u"
-)
 _RESTS = (
     "unnest(%(buckets)s::int[], %(lows)s::bigint[], %(highs)s::bigint[], %(owners)s::int[]{seen}) "
-    "AS g (bucket, low, high, org{column}) JOIN llm_cost_ops.usage u ON u.org = ANY(%(owners)s::int[]) "
-    "AND u.org = g.org AND u.ts >= g.low AND u.ts < g.high AND u.ts >= %(least)s AND u.ts < %(most)s"
+    "AS g (bucket, low, high, org{column})"
 )
-_RESTS_OF_ROWS = _RESTS.format(seen="", column="")
+_OF_QUERY, _OF_PIECE = "u.org = ANY(%(orgs)s)", "u.org = ANY(%(owners)s::int[]) AND u.org = g.org"
+# least and most are those of all pieces: of a piece the planner takes any for a ninth of the table.
+_JOINED = (
+    " JOIN llm_cost_ops.usage u ON {org} AND u.ts >= g.low AND u.ts < g.high "
+    "AND u.ts >= %(least)s AND u.ts < %(most)s"
+)
+# For pieces that are many, since a join compares each row with each of them, or are far apart and hold few
+# rows. OFFSET 0 has each looked for by itself.
+_ONE_BY_ONE = (
+    " CROSS JOIN LATERAL (SELECT u.* FROM llm_cost_ops.usage u WHERE {org} "
+    "AND u.ts >= g.low AND u.ts < g.high OFFSET 0) AS u"
+)
+MAX_JOINED = 16
+"""More pieces are looked for one by one."""
+
 # Pieces are days. Where there are few rows, they are looked for by their transactions; by the beginning of
 # its day each finds its pieces, and is not compared with all of them.
 _RESTS_OF_NEW_ROWS = (
     _RESTS.format(seen=", %(seen)s::pg_snapshot[]", column=", seen")
+    + _JOINED.format(org=_OF_PIECE)
     + f" AND g.low = u.ts - mod(mod(u.ts, {DAY}) + {DAY}, {DAY})"
     + " AND u.xid >= %(oldest)s::text::xid8 AND NOT pg_visible_in_snapshot(u.xid, g.seen)"
 )
@@ -239,7 +243,8 @@ class Rows(NamedTuple):
 
 def rows_of(pieces: Sequence[Piece], *, few: bool = False) -> Rows:
     """The rows of pieces in all organizations of a query; `few` says that each piece has few."""
-    return Rows(_PIECES_OF_FEW_ROWS if few else _PIECES_OF_ROWS, _pieces_sql(pieces))
+    form = _ONE_BY_ONE if few or len(pieces) > MAX_JOINED else _JOINED
+    return Rows(_PIECES + form.format(org=_OF_QUERY), _pieces_sql(pieces))
 
 
 def rows_of_rests(rests: Sequence[tuple[int, int, int, int, int]], snapshots: Sequence[str]) -> list[Rows]:
@@ -261,7 +266,10 @@ def rows_of_rests(rests: Sequence[tuple[int, int, int, int, int]], snapshots: Se
             seen = [snapshots[rest[4] - 1] for rest in some]
             parameters["seen"] = text_array(seen)
             parameters["oldest"] = str(min(int(snapshot.partition(":")[0]) for snapshot in seen))
-        found.append(Rows(_RESTS_OF_NEW_ROWS if few else _RESTS_OF_ROWS, parameters))
+            found.append(Rows(_RESTS_OF_NEW_ROWS, parameters))
+        else:
+            form = _ONE_BY_ONE if len(some) > MAX_JOINED else _JOINED
+            found.append(Rows(_RESTS.format(seen="", column="") + form.format(org=_OF_PIECE), parameters))
     return found
 
 

@@ -17,7 +17,7 @@ import pytest
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger import day_spans, open_ledger
 from llm_cost_ops.ledger.encoding import to_micros
-from llm_cost_ops.ledger.postgres import day_sums, meter_sums, schema, summaries
+from llm_cost_ops.ledger.postgres import day_sums, meter_sums, schema, summaries, sums
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.day_sums import Kept
 from llm_cost_ops.ledger.postgres.errors import DeadlinePassedError
@@ -91,6 +91,7 @@ def test_answers_are_those_of_a_ledger_in_dicts(
     monkeypatch.setattr(day_spans, "MIN_ROWS_OF_LONG", chance.choice([1, 5, 20]))
     monkeypatch.setattr(day_spans, "MAX_LONG", chance.choice([1, 2, 4]))
     monkeypatch.setattr(summaries, "_FOLD_ROWS", chance.choice([1, 20, 1000]))
+    monkeypatch.setattr(sums, "MAX_JOINED", chance.choice([0, 16]))
     monkeypatch.setattr("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", chance.choice([1, 7, 500]))
     kept, long, prices = 0, 0, book(1)
     with Sync(ledger=DictLedger()) as dicts:
