@@ -201,12 +201,12 @@ class Kept:
         """Whether anything is kept that can be read."""
         return any(days.kept or days.long for days in self.organizations.values())
 
-    def full(self) -> set[int]:
-        """The organizations that have sums of so many dimensions that no others are kept."""
-        orgs = [org for org, days in self.organizations.items() if days.grouping is None]
-        if not orgs:
+    def full(self, orgs: Iterable[int]) -> set[int]:
+        """Those of the organizations that have sums of so many dimensions that no others are kept."""
+        new = [org for org in orgs if self.organizations[org].grouping is None]
+        if not new:
             return set()
-        return {org for (org,) in self._session.rows(_FULL, orgs, MAX_DIMENSIONS, self._dimensions)}
+        return {org for (org,) in self._session.rows(_FULL, new, MAX_DIMENSIONS, self._dimensions)}
 
     def add_spans(
         self,

@@ -361,6 +361,17 @@ def test_sums_whose_dimensions_no_index_takes_are_not_added_up_in_vain(servers: 
     assert len(rows) == 1
 
 
+def test_where_nothing_is_to_be_kept_nothing_is_asked_for_it(
+    servers: list[Sync], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(day_spans, "MIN_ROWS", 1000)
+    monkeypatch.setattr(day_spans, "MIN_ROWS_OF_LONG", 1000)
+    with Sync(ledger=DictLedger()) as dicts:
+        fill(servers[0], dicts, 5)
+    asked = [sql for sql in statements(servers[0], Filter(), ("user",), None) if "day_span" in sql]
+    assert len(asked) == 1
+
+
 _NO_INSERT = (
     "CREATE FUNCTION llm_cost_ops.no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$; "
     "CREATE TRIGGER no BEFORE INSERT ON llm_cost_ops.day_span EXECUTE FUNCTION llm_cost_ops.no()"
