@@ -153,11 +153,8 @@ class _Stored(NamedTuple):
 
     def sorted_out(self, after: int, now: Counts) -> Span:
         """The span, where its snapshot has the number `after` and the days have `now`."""
-        outdated = any(
-            revisions != self.counts.get(day, (0, 0))[1]
-            for day, (_, revisions) in now.items()
-            if self.first <= day < self.last
-        )
+        # On other days of the span are new records only.
+        outdated = any(now.get(day, (0, -1))[1] != revisions for day, (_, revisions) in self.counts.items())
         counts = {day: records for day, (records, _) in self.counts.items()}
         return Span(self.id, self.first, self.last, after, counts, self.groups, outdated, is_old=False)
 
