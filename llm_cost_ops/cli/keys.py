@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from datetime import UTC, datetime
+from shlex import quote
 
 from llm_cost_ops.cli.ledgers import check_file, database_of, opened_ledger
 from llm_cost_ops.cli.output import Column, Output, Table, form_of
@@ -53,7 +54,7 @@ def _create(options: argparse.Namespace) -> None:
     whose = "every organization" if key.organizations is None else ", ".join(key.organizations)
     print(
         f"The key {key.id}, {key.role} of {whose}. It is shown this once: keep it where secrets are kept.\n"
-        f"To revoke it: llm-cost-ops keys revoke {key.id} --db {without_password(options.db)}",
+        f"To revoke it: llm-cost-ops keys revoke {key.id} --db {quote(without_password(options.db))}",
         file=sys.stderr,
     )
 

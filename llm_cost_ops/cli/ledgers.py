@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 from llm_cost_ops._gen.methods import GET_HEALTH
 from llm_cost_ops.config import EMBEDDED, without_password
@@ -29,7 +29,7 @@ def check_file(path: str, *, url: bool = True) -> None:
 def file_of(base_url: str) -> Path | None:
     """The path of the SQLite file that a base URL names, if it names one."""
     scheme, _, path = base_url.partition("?")[0].partition(":///")
-    return Path(unquote(path)).expanduser() if scheme == "sqlite" and path else None
+    return Path(os.fsdecode(unquote_to_bytes(path))).expanduser() if scheme == "sqlite" and path else None
 
 
 def database_of(given: str | None, *, beside_server: bool = False) -> str:

@@ -95,4 +95,4 @@ def url_of(path: str) -> str:
         return path
     if separator and _SCHEME.fullmatch(scheme):
         backend_of(path)
-    return "sqlite:///" + quote(os.fspath(Path(path).expanduser()))
+    return "sqlite:///" + quote(os.fsencode(Path(path).expanduser()))

@@ -6,6 +6,7 @@ a package of its own; whoever uses a ledger knows only this contract.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from urllib.parse import quote
 
@@ -89,7 +90,7 @@ def backend_of(url: str) -> tuple[str, str]:
     Raises ConfigurationError for an unknown scheme.
     """
     if "://" not in url:
-        url = f"sqlite:///{quote(url)}"
+        url = f"sqlite:///{quote(os.fsencode(url))}"
     scheme = url.partition("://")[0]
     if scheme not in _BACKENDS:
         known = ", ".join(f"{name}://" for name in sorted(_BACKENDS))

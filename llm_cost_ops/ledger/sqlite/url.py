@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.ledger.sqlite.connection import DURABILITIES
@@ -25,7 +26,7 @@ def path_of(url: str, durability: str) -> tuple[str | None, str]:
         raise _wrong(f"has an unknown option {min(options)!r}")
     if durability not in DURABILITIES:
         raise _wrong(f"durability must be {' or '.join(map(repr, DURABILITIES))}, not {durability!r}")
-    path = unquote(parts.path)[1:]
+    path = os.fsdecode(unquote_to_bytes(parts.path))[1:]
     if parts.path and not path:
         raise _wrong("names no file, as sqlite:///costs.db does; private memory is sqlite://")
     return str(Path(path).expanduser()) if path else None, durability

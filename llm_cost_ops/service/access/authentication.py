@@ -25,9 +25,9 @@ class Authentication:
 
     Without `required` the calls of a store that never held a key pass, and from its first key on they do
     not; a revoked key counts. Keys are looked up for each call, so that a key that is revoked, by whichever
-    process, is refused from then on. Streams ask again before a message, of either side, that comes a second
-    or more after the last look. A missing, unknown, revoked or expired key: UNAUTHENTICATED, in the same
-    words.
+    process, is refused from then on. Streams ask again before a message that they are sent, exports before
+    one that they give, where it comes a second or more after the last look. A missing, unknown, revoked or
+    expired key: UNAUTHENTICATED, in the same words.
     """
 
     def __init__(self, keys: KeyStore, *, required: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,22 @@ def test_what_is_wrong_with_a_proxy_is_told_wherever_it_records(
     assert capsys.readouterr().err.startswith(
         "llm-cost-ops: upstream openai: the URL must begin with http://"
     )
+
+
+def test_the_name_of_a_file_need_not_be_text(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"\xff 1.db")
+    (folder / "costs.db").rename(folder / name)
+    assert main(["keys", "create", "--organization", "acme", "--db", "a b.db"]) == 0
+    assert "--db 'a b.db'" in capsys.readouterr().err, "what it says can be run"
+    (folder / "a b.db").unlink()
+    for command in (["costs"], ["keys", "list"], ["serve", "--check"]):
+        assert main([*command, "--db", name]) == 0
+        monkeypatch.setenv("LLM_COST_OPS_BASE_URL", "sqlite:///%FF%201.db")
+        assert main(command) == 0
+    assert "1 request" in capsys.readouterr().out
+    assert [path.name for path in folder.iterdir()] == [name]
 
 
 def test_commands_over_a_database_take_that_of_the_environment(
