@@ -153,11 +153,8 @@ class _Stored(NamedTuple):
 
     def sorted_out(self, after: int, now: Counts) -> Span:
         """The span, where its snapshot has the number `after` and the days have `now`."""
-        outdated = any(
-            revisions != self.counts.get(day, (0, 0))[1]
-            for day, (_, revisions) in now.items()
-            if self.first <= day < self.last
-        )
+        # On other days of the span are new records only.
+        outdated = any(now.get(day, (0, -1))[1] != revisions for day, (_, revisions) in self.counts.items())
         counts = {day: records for day, (records, _) in self.counts.items()}
         return Span(self.id, self.first, self.last, after, counts, self.groups, outdated, is_old=False)
 
@@ -201,12 +198,12 @@ class Kept:
         """Whether anything is kept that can be read."""
         return any(days.kept or days.long for days in self.organizations.values())
 
-    def full(self) -> set[int]:
-        """The organizations that have sums of so many dimensions that no others are kept."""
-        orgs = [org for org, days in self.organizations.items() if days.grouping is None]
-        if not orgs:
+    def full(self, orgs: Iterable[int]) -> set[int]:
+        """Those of the organizations that have sums of so many dimensions that no others are kept."""
+        new = [org for org in orgs if self.organizations[org].grouping is None]
+        if not new:
             return set()
-        return {org for (org,) in self._session.rows(_FULL, orgs, MAX_DIMENSIONS, self._dimensions)}
+        return {org for (org,) in self._session.rows(_FULL, new, MAX_DIMENSIONS, self._dimensions)}
 
     def add_spans(
         self,

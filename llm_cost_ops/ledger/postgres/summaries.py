@@ -172,14 +172,13 @@ class _Query:
         return any(written)
 
     def _to_fold(self, kept: Kept) -> list[Fold]:
-        full = kept.full()
         single: list[Fold] = []
         long: list[Fold] = []
         for days in kept.organizations.values():
-            if days.org not in full:
-                single += days_to_fold(days, self._runs)
-                long += long_to_fold(days, self._runs)
-        return single + long
+            single += days_to_fold(days, self._runs)
+            long += long_to_fold(days, self._runs)
+        full = kept.full({fold.org for fold in single + long})
+        return [fold for fold in single + long if fold.org not in full]
 
     def totals(self) -> Totals:
         """The answer, with what is kept."""

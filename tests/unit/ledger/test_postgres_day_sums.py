@@ -222,6 +222,27 @@ def test_kept_sums_are_read_in_place_of_rows(
             assert other.summarize(where, _PAIRS, None) == dicts.summarize(where, _PAIRS, None)
 
 
+def test_a_record_that_came_later_may_change_where_a_span_has_none_of_its_day(
+    servers: list[Sync], connection: psycopg.Connection[Any]
+) -> None:
+    one, other = servers
+    late = entry(6 * 86_400, user_id="late", model_id="late")
+    with Sync(ledger=DictLedger()) as dicts:
+        for days in ((0, 6), (7, 10)):
+            fill(one, dicts, days[1], days[0])
+        one.summarize(of_days(0, 10), _PAIRS, None)
+        connection.execute("DELETE FROM llm_cost_ops.day_span WHERE last = first + 1")
+        assert connection.execute(_LONG).fetchone() == (1,)
+        cheap = Pricing(CostStatus.PRICED, "USD", "c", 1)
+        for ledger in (one, dicts):
+            ledger.append([late])
+            ledger.reprice(Filter(user_ids=("late",)), lambda _: Priced(1, cheap), None, 9, dry_run=False)
+        connection.execute("UPDATE llm_cost_ops.usage SET input = 0 WHERE usr <> 'late'")
+        with keeping_nothing():
+            found = other.summarize(of_days(0, 10), _PAIRS, None)
+        assert found == dicts.summarize(of_days(0, 10), _PAIRS, None)
+
+
 def named(connection: psycopg.Connection[Any], user: str) -> int:
     [(count,)] = connection.execute(
         "SELECT count(*) FROM llm_cost_ops.day_span WHERE strpos(sums, %s) > 0", [user]
@@ -359,6 +380,17 @@ def test_sums_whose_dimensions_no_index_takes_are_not_added_up_in_vain(servers: 
         fill(servers[0], dicts, 5)
     rows = [sql for sql in statements(servers[0], Filter(labels=labels), (), None) if "usage u" in sql]
     assert len(rows) == 1
+
+
+def test_where_nothing_is_to_be_kept_nothing_is_asked_for_it(
+    servers: list[Sync], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(day_spans, "MIN_ROWS", 1000)
+    monkeypatch.setattr(day_spans, "MIN_ROWS_OF_LONG", 1000)
+    with Sync(ledger=DictLedger()) as dicts:
+        fill(servers[0], dicts, 5)
+    asked = [sql for sql in statements(servers[0], Filter(), ("user",), None) if "day_span" in sql]
+    assert len(asked) == 1
 
 
 _NO_INSERT = (
