@@ -45,6 +45,8 @@ from tests.postgres_server import PostgresServer
 from tests.unit.ledger.making import context
 
 BATCH = 1000
+# So many batches are on their way to each server, as in bench_ingest.py.
+CALLERS = 4
 # Sent beside single submits, at most 5,000 rows a second: one fold a second.
 FOLDED_BATCH, BATCHES_A_TURN = 250, 20
 START = datetime(2026, 6, 1, tzinfo=UTC)
@@ -209,15 +211,17 @@ def through_servers(server: PostgresServer, count: int, raw: float) -> float:
                 for _ in range(rounds):
                     client.usage.submit_batch(sent)
 
-            share = count // BATCH // number // 2
-            threads = [Thread(target=send, args=(client, share)) for client in clients for _ in range(2)]
+            share = count // BATCH // number // CALLERS
+            threads = [
+                Thread(target=send, args=(client, share)) for client in clients for _ in range(CALLERS)
+            ]
             with Measured(server, *(pid for _, pid in running)) as measured:
                 for thread in threads:
                     thread.start()
                 for thread in threads:
                     thread.join()
-            name = f"batches by gRPC, {number} server{'s' * (number > 1)}, 2 callers each"
-            rates.append(measured.line(name, share * 2 * number * BATCH, raw))
+            name = f"batches by gRPC, {number} server{'s' * (number > 1)}, {CALLERS} callers each"
+            rates.append(measured.line(name, share * CALLERS * number * BATCH, raw))
     print(f"{'two servers beside one':<44}{rates[1] / rates[0]:>10.2f}")
     return rates[0]
 
