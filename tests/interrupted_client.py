@@ -22,7 +22,8 @@ from typing import Any
 from llm_cost_ops import ClientConfig, CostOpsClient, CostOpsError, RecorderConfig, UsageRecord
 
 # Behind these it looks whether a signal came; behind the call of a function in Python that is at its begin.
-_LOOKS = {dis.opmap[name] for name in ("CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME")}
+_NAMES = ("CALL", "CALL_FUNCTION_EX", "CALL_KW", "JUMP_BACKWARD", "RESUME")
+_LOOKS = {dis.opmap[name] for name in _NAMES if name in dis.opmap}
 _RESUME = dis.opmap["RESUME"]
 _WHERE = ("llm_cost_ops", "threading.py", "concurrent/futures")
 SECONDS = 10.0
@@ -61,8 +62,13 @@ class Interrupt:
 
 
 def run(point: int, call: Callable[[], object], act: Callable[[], object]) -> str:
-    """Where the point was; "" when there are fewer."""
+    """Where the point was; "" when there are fewer, and for point 0, which there is not."""
+    if sys.version_info >= (3, 13) and point:
+        # Opcodes of a function are traced from its next call on, until another thread was in it.
+        run(0, call, act)
     interrupt = Interrupt(point, act)
+    # From Python 3.12 on opcodes are traced only where some frame asked for it before.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(interrupt)
     try:
         call()
