@@ -273,14 +273,6 @@ class FifoLock:
         self._end = Place(None)  # stands behind the last, and before the first
         self._end.before = self._end.behind = self._end
 
-    @property
-    def waiting(self) -> int:
-        """How many wait."""
-        number, place = 0, self._end.behind
-        while place is not self._end:
-            number, place = number + 1, place.behind
-        return number
-
     def try_acquire(self, owner: object) -> bool:
         """Take the turn if it is free."""
         thread = threading.get_ident()

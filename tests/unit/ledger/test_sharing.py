@@ -366,8 +366,7 @@ def test_a_turn_goes_round_in_order() -> None:
     for n in range(5):
         threads.append(threading.Thread(target=wait, args=(n,)))
         threads[-1].start()
-        while turn.waiting <= n:
-            time.sleep(0.001)
+        until(lambda n=n: turn._end.before.owner == n)
     with ThreadPoolExecutor(1) as pool, pytest.raises(RpcError, match="busy"):
         pool.submit(turn.take_blocking, "late", 0.01, "it").result(MAX_WAIT)
     turn.release("first")
