@@ -87,7 +87,7 @@ def test_the_ledger_beside_a_model(postgres: Any) -> None:
     )
 
 
-_OF_ORGANIZATIONS = "series|usage|first_record|erased|revision|rollup|delta|day_span|removed_sum"
+_OF_ORGANIZATIONS = "series|usage|first_record|erased|revision|rollup|delta|day_grouping|day_span|removed_sum"
 _TABLE = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|COPY) llm_cost_ops\.({_OF_ORGANIZATIONS})\b(?: AS)? ?(\w+)?")
 
 
