@@ -24,6 +24,7 @@ __all__ = ["FIELDS", "Mapping", "assignments", "check_once", "overlay", "put", "
 # The fields of a record whose values have one form: in CSV and in --set they come as text.
 _INTEGERS = {name for name, kind in get_type_hints(UsageRecord).items() if kind in (int, int | None)}
 _ENUMS: dict[str, type[OpenEnum]] = {"operation": Operation, "outcome": Outcome, "quality": UsageQuality}
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 _MAPS = ("labels", "meters", "modality", "metadata")
 FIELDS = {field.name for field in msgspec.structs.fields(UsageRecord)} - {"unknown_"}
 
@@ -42,7 +43,9 @@ def put(fields: dict[str, Any], path: str, text: str) -> None:
     elif name == "tags":
         value = _tags(text)
     elif name == "observation":
-        value = text.lower() in ("true", "1")
+        value = _TRUTHS.get(text.lower())
+        if value is None:
+            raise ValueError(f"observation must be true or false, not {text[:40]!r}")
     elif name == "timestamp":
         value = coerce.instant(text)
         if not isinstance(value, datetime):

@@ -27,6 +27,7 @@ _DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "\\t": 
 _PRETTY_ENDS = (b"{", b"[", b",")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _GAP = re.compile(r"[\s,]*")
+_WORDS = {"unexpected end of data": "a quote is not closed, so that its cell has all the lines after it"}
 
 # Made while the module is loaded, by one thread: see wire.json.decoder_of.
 _values: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
@@ -221,7 +222,10 @@ class Table:
             first = self._text.readline(MAX_LINE)
         self.delimiter = delimiter or _sniffed(first)
         self.unfinished = False
-        self._rows = csv.reader(itertools.chain([first], self._lines()), delimiter=self.delimiter)
+        # Otherwise a quote that nothing closes makes all lines up to the next one a part of its cell.
+        self._rows = csv.reader(
+            itertools.chain([first], self._lines()), delimiter=self.delimiter, strict=True
+        )
         try:
             self.columns = [column.strip() for column in next(self._rows, [])]
         except csv.Error as error:
@@ -229,10 +233,11 @@ class Table:
 
     def __iter__(self) -> Iterator[Line]:
         while True:
+            begun = self._number + 1
             try:
                 row = next(self._rows, None)
             except csv.Error as error:
-                yield Line(self._number, b"", f"is not CSV: {error}")
+                yield Line(begun, b"", f"is not CSV: {_WORDS.get(str(error), error)}")
                 continue
             if row is None:
                 self._text.detach()
