@@ -21,7 +21,7 @@ from llm_cost_ops.ledger.postgres.errors import busy_error, closed_error
 from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.revise import revise
 from llm_cost_ops.ledger.postgres.rows import Row, row_of, series_of, units_sql
-from llm_cost_ops.ledger.postgres.workers import Connected, Ticket
+from llm_cost_ops.ledger.postgres.workers import Connected, Ticket, serve_here
 from llm_cost_ops.ledger.postgres.writing import write
 from llm_cost_ops.ledger.protocols import Alike
 from llm_cost_ops.ledger.retention import removed_duplicate
@@ -29,6 +29,7 @@ from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.threads import started
 from llm_cost_ops.rpc.wake import waking_once
 
 __all__ = ["Answer", "Appender", "PostgresBatch"]
@@ -212,7 +213,7 @@ class Appender:
         self._begin()
 
     def put(self, batch: PostgresBatch, until: float | None) -> Ticket[Answer]:
-        """Queue what is to be appended."""
+        """Queue what is to be appended; where no thread can be started, append it."""
         ticket: Ticket[Answer] = Ticket(lambda session: self._alone(session, batch), until, writes=True)
         with self._changed:
             if self._closed:
@@ -222,16 +223,15 @@ class Appender:
             self._waiting.append((batch, ticket))
             self._waiting_rows += len(batch.rows)
             if self._is_due() and len(self._threads) == self._committing < _CONNECTIONS:
-                thread = threading.Thread(target=self._work, name="llm-cost-ops-commit", daemon=True)
-                try:
-                    thread.start()
+                thread = started(self._work, "llm-cost-ops-commit")
+                if thread is not None:
                     self._threads.append(thread)
-                except RuntimeError:  # the process may have no more threads
-                    if not self._threads:
-                        self._waiting.pop()
-                        self._waiting_rows -= len(batch.rows)
-                        raise
-            self._changed.notify()
+            if self._threads:
+                self._changed.notify()
+                return ticket
+            self._waiting.pop()
+            self._waiting_rows -= len(batch.rows)
+        serve_here(self._database, ticket)
         return ticket
 
     @property
