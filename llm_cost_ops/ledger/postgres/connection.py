@@ -295,7 +295,7 @@ class Session:
         taken, self._numbers = self._numbers[:count], self._numbers[count:]
         return taken
 
-    def each(self, sql: str, named: dict[str, object]) -> Iterator[tuple[Any, ...]]:
+    def each(self, sql: str, named: dict[str, object]) -> Generator[tuple[Any, ...]]:
         """The rows of a query, fetched some thousands at a time; within a transaction."""
         with self.connection.cursor(name="rows") as cursor:
             cursor.itersize = _ROWS_AT_ONCE

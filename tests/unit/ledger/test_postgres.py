@@ -102,7 +102,7 @@ def without_organization(sql: str) -> list[str]:
             given = rf"{verb} llm_cost_ops\.{table}( AS \w+)? (\(org,|SELECT (%\(org\)s|\w+\.org),)"
             if not re.search(given, sql):
                 found.append(table)
-        elif not re.search(rf"{name} = (ANY\()?('\{{\d|%|\w+\.org\b)|\w+\.org = {alias}\.org\b", sql):
+        elif not re.search(rf"{name} = (ANY\()?('\{{\d|%|\w+\.org\b|o\.id\b)|\w+\.org = {alias}\.org\b", sql):
             found.append(table)
     return found
 
