@@ -98,6 +98,8 @@ def recorded_by(program: str, tmp_path: Path, *, spool: bool, late: int = 0) -> 
 @pytest.mark.parametrize("spool", [False, True])
 @pytest.mark.parametrize("end", list(ENDS))
 def test_what_was_recorded_counts(end: str, spool: bool, tmp_path: Path) -> None:
+    if end == "a thread that exits" and not spool and (3, 12, 0) <= sys.version_info < (3, 12, 2):
+        pytest.skip("this Python starts no thread once the main one has ended, as others do")
     program, records = ENDS[end]
     assert recorded_by(program, tmp_path, spool=spool) == records
 
