@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
 from typing import Any, get_type_hints
@@ -130,13 +131,15 @@ def overlay(record: UsageRecord, given: dict[str, str]) -> None:
         record.total_tokens = None
 
 
-def check_once(column: str, columns: list[str]) -> None:
+def check_once(read: Iterable[str], columns: list[str]) -> None:
     """Raise ConfigurationError for a column that is read and that a table has twice."""
-    if columns.count(column) > 1:
-        raise ConfigurationError(
-            f"the file has the column {column!r} more than once: rename all but the one that counts",
-            parameter="file",
-        )
+    found = Counter(columns)
+    for column in read:
+        if found[column] > 1:
+            raise ConfigurationError(
+                f"the file has the column {column!r} more than once: rename all but the one that counts",
+                parameter="file",
+            )
 
 
 class Mapping:
@@ -155,6 +158,7 @@ class Mapping:
 
     def check(self, columns: list[str]) -> None:
         """Raise ConfigurationError for a column that a table does not have."""
+        read = []
         for field, source in self._given.items():
             for column in _columns(source, columns.__contains__):
                 if column not in columns:
@@ -163,7 +167,8 @@ class Mapping:
                         f"--map {field}={source}: the file has no column {column!r}, only {known}",
                         parameter="map",
                     )
-                check_once(column, columns)
+                read.append(column)
+        check_once(read, columns)
         self._unseen.clear()
 
     def apply(self, row: dict[str, object]) -> dict[str, object]:

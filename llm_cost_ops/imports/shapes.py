@@ -214,19 +214,18 @@ class Table:
         # Texts of calls stand in the cells of some exports. The limit is the whole process's.
         csv.field_size_limit(MAX_LINE)
         self._text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
-        first = self._text.readline(MAX_LINE)
         self._offset = 0
-        stated = re.fullmatch(r'"?sep=(.)"?\s*', first)
-        if stated:
-            delimiter, self._offset = delimiter or stated[1], 1
-            first = self._text.readline(MAX_LINE)
-        self.delimiter = delimiter or _sniffed(first)
         self.unfinished = False
-        # Otherwise a quote that nothing closes makes all lines up to the next one a part of its cell.
-        self._rows = csv.reader(
-            itertools.chain([first], self._lines()), delimiter=self.delimiter, strict=True
-        )
         try:
+            first = self._next_line()
+            stated = re.fullmatch(r'"?sep=(.)"?\s*', first)
+            if stated:
+                delimiter, self._offset = delimiter or stated[1], 1
+                first = self._next_line()
+            self.delimiter = delimiter or _sniffed(first)
+            lines = itertools.chain([first], iter(self._next_line, ""))
+            # Otherwise a quote that nothing closes makes all lines up to the next one a part of its cell.
+            self._rows = csv.reader(lines, delimiter=self.delimiter, strict=True)
             self.columns = [column.strip() for column in next(self._rows, [])]
         except csv.Error as error:
             raise ConfigurationError(f"the header is not CSV: {error}", parameter="file") from None
@@ -245,10 +244,17 @@ class Table:
             if row:
                 yield self._line(row)
 
-    def _lines(self) -> Iterator[str]:
-        for line in self._text:
-            self.unfinished = not line.endswith(("\n", "\r"))
-            yield line
+    def _next_line(self) -> str:
+        """A line; "" at the end. csv.Error for one that is too long, the rest of which is dropped."""
+        line = self._text.readline(MAX_LINE + 1)
+        self.unfinished = not line.endswith(("\n", "\r"))
+        if len(line) > MAX_LINE and self.unfinished:
+            while (rest := self._text.readline(MAX_LINE)) and not rest.endswith(("\n", "\r")):
+                pass
+            # The reader counts the lines that it gets.
+            self._offset += 1
+            raise csv.Error(f"the line is longer than {MAX_LINE:,} characters")
+        return line
 
     @property
     def _number(self) -> int:
