@@ -513,9 +513,9 @@ class ConnectionPool:
     @asynccontextmanager
     async def _turn(self, exchange: GrpcExchange) -> AsyncGenerator[None, None]:
         """One of the calls that may be in flight."""
-        if not self._queue.enter_now():
+        if not self._queue.enter_now(exchange):
             async with asyncio.timeout(exchange.seconds_left()):
-                await self._queue.enter_async()
+                await self._queue.enter_async(exchange)
         refused = False
         try:
             self._check_open()
@@ -528,7 +528,7 @@ class ConnectionPool:
             refused = not error.processed and error.code == ErrorCodes.REFUSED_STREAM
             raise
         finally:
-            self._queue.leave(refused=refused)
+            self._queue.leave(exchange, refused=refused)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -61,9 +61,10 @@ class Portal:
             loop, turn = self._running(), self._turn
             here = self._thread is None
             if not here:
+                # In this order: for a call that waits the loop was woken, also with a KeyboardInterrupt here.
+                if not self._calls.waiting:  # else it is already being woken, and takes all of them
+                    loop.call_soon_threadsafe(self._calls.begin)
                 self._calls.waiting.append(call)
-            if len(self._calls.waiting) == 1:  # else the loop is already being woken, and takes all of them
-                loop.call_soon_threadsafe(self._calls.begin)
         if here:
             return _run_here(loop, turn, work, seconds)
         try:
