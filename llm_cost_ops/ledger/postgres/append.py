@@ -52,19 +52,33 @@ _OF_THE_DATABASE = (
 
 # With the record as it was sent, or as it superseded one without counts; the number of the revision in force
 # where the record may be superseded itself, else NULL; and whether a user was erased from it. A record
-# that was removed is of no series.
+# that was removed is of no series. LATERAL with a limit: each is looked for by its id. Joined, all records of
+# the organization are read.
 _FIND = f"""
     SELECT u.id::text, u.key, coalesce(v.record, f.record, u.record),
         {units_sql("CASE WHEN v.id IS NULL THEN u.cost ELSE v.cost END")}, s.currency, s.status,
         u.ingested, u.ts,
         (SELECT CASE WHEN bool_or(w.kind <> 'repriced') THEN NULL ELSE coalesce(max(w.number), 1) END
         FROM llm_cost_ops.revision w WHERE w.org = u.org AND w.id = u.id),
-        EXISTS (SELECT 1 FROM llm_cost_ops.erased e WHERE e.org = u.org AND e.id = u.id)
-    FROM llm_cost_ops.usage u
-    LEFT JOIN llm_cost_ops.first_record f ON f.org = u.org AND f.id = u.id
-    LEFT JOIN llm_cost_ops.revision v ON v.org = u.org AND v.id = u.id AND v.kind = 'superseded'
-    LEFT JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = coalesce(v.series, u.series)
-    WHERE u.org = %(org)s AND u.id = ANY(%(ids)s::uuid[])
+        e.id IS NOT NULL
+    FROM unnest(%(ids)s::uuid[]) AS n (id)
+    CROSS JOIN LATERAL (
+        SELECT * FROM llm_cost_ops.usage l WHERE l.org = %(org)s AND l.id = n.id LIMIT 1
+    ) AS u
+    LEFT JOIN LATERAL (
+        SELECT l.record FROM llm_cost_ops.first_record l WHERE l.org = u.org AND l.id = u.id LIMIT 1
+    ) AS f ON true
+    LEFT JOIN LATERAL (
+        SELECT * FROM llm_cost_ops.revision l
+        WHERE l.org = u.org AND l.id = u.id AND l.kind = 'superseded' LIMIT 1
+    ) AS v ON true
+    LEFT JOIN LATERAL (
+        SELECT l.currency, l.status FROM llm_cost_ops.series l
+        WHERE l.org = u.org AND l.id = coalesce(v.series, u.series) LIMIT 1
+    ) AS s ON true
+    LEFT JOIN LATERAL (
+        SELECT l.id FROM llm_cost_ops.erased l WHERE l.org = u.org AND l.id = u.id LIMIT 1
+    ) AS e ON true
 """
 
 Answer = dict[int, Appended] | None
