@@ -46,6 +46,11 @@ class Stub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
+def events_of(api: str) -> list[tuple[str, Any]]:
+    """The events of a stream, by the end of its path: the name and the data of each."""
+    return list(_APIS[api][1]({"stream_options": {"include_usage": True}}, "gpt-4o", "1"))
+
+
 def running_stub() -> AbstractContextManager[Stub]:
     return serving(Stub())
 

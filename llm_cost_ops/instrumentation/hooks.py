@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 from llm_cost_ops.instrumentation import bedrock, genai
@@ -25,6 +26,13 @@ _PATHS = (
     ("_api_client", "_async_httpx_client"),
     (),  # an HTTP client itself
 )
+# By the package of a client that can't be instrumented.
+_OLDEST = {
+    "anthropic": "anthropic 0.3",
+    "cohere": "cohere 5.0",
+    "google": "google-genai 0.8",
+    "openai": "openai 1.0",
+}
 # What gives another client in openai and anthropic.
 _COPIES = ("copy", "with_options")
 _FOLLOWED = "llm_cost_ops_followed"
@@ -41,13 +49,20 @@ def instrument(sdk_client: Any, options: Options) -> None:
     if (events := _bedrock_events(sdk_client)) is not None:
         bedrock.subscribe(events, options)
     elif not found:
-        raise TypeError(
-            f"sdk_client: {type(sdk_client).__module__}.{type(sdk_client).__qualname__} has no HTTP client "
-            "that can be instrumented: give the client of an SDK, such as openai.OpenAI()"
-        )
+        raise TypeError(_refusal(sdk_client))
     for http_client in found:
         wrap_client(http_client, options, sdk_client)
     _follow_copies(sdk_client, options)
+
+
+def _refusal(sdk_client: Any) -> str:
+    kind = type(sdk_client)
+    name = sdk_client.__name__ if kind is ModuleType else f"{kind.__module__}.{kind.__qualname__}"
+    oldest = _OLDEST.get(name.partition(".")[0])
+    return (
+        f"sdk_client: {name} has no HTTP client that can be instrumented: give the client of an SDK, such as "
+        "openai.OpenAI()" + (f", of {oldest} or newer" if oldest else "")
+    )
 
 
 def _follow_copies(sdk_client: Any, options: Options) -> None:

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 from decimal import Decimal
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx
@@ -76,6 +76,11 @@ def test_a_client_of_ollama(client: CostOpsClient, path: str, *, stream: bool) -
 def test_what_can_not_be_instrumented_is_named(client: CostOpsClient) -> None:
     with pytest.raises(TypeError, match=r"sdk_client: builtins\.dict has no HTTP client"):
         client.instrument({})
+    with pytest.raises(TypeError, match=r"google has no HTTP client .* of google-genai 0\.8 or newer"):
+        client.instrument(ModuleType("google"))
+    old = type("Client", (), {"__module__": "cohere.client"})()
+    with pytest.raises(TypeError, match=r"cohere\.client\.Client has .* of cohere 5\.0 or newer"):
+        client.instrument(old)
     anyhow: Any = client
     with httpx.Client() as sdk:
         with pytest.raises(ConfigurationError, match="stream_usage must be True, False or 'auto', not 'yes'"):
