@@ -6,9 +6,10 @@ import logging
 from collections import OrderedDict
 from typing import Any, Generic, TypeVar
 
-from llm_cost_ops.imports.values import PROVIDERS, has_unsure_key, made, provider_of
+from llm_cost_ops.imports.values import has_unsure_key, made, provider_of
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
 from llm_cost_ops.normalizers.record import fit_texts, set_key
+from llm_cost_ops.rules.providers import provider_named
 from llm_cost_ops.types import UsageQuality, UsageRecord
 
 __all__ = ["Open", "counted_record", "payload_record", "unknown_record"]
@@ -46,12 +47,12 @@ def payload_record(
     payload: object, *, source: str, provider: str = "", model: str = "", api: str | None = None
 ) -> UsageRecord:
     """The record of a provider's answer; of unknown usage where it can't be read: the call is billed."""
-    named: dict[str, Any] = {"provider": canonical(provider)} if provider else {}
+    named: dict[str, Any] = {"provider": provider_named(provider)} if provider else {}
     try:
         record = usage_from_response(payload, api=api, **named)
     except (PayloadError, ValueError, TypeError) as error:
         _log.debug("an answer seen by %s could not be read: %s", source, error)
-        record = UsageRecord(provider=canonical(provider), quality=UsageQuality.UNKNOWN)
+        record = UsageRecord(provider=provider_named(provider), quality=UsageQuality.UNKNOWN)
     return _finished(record, source, model)
 
 
@@ -68,7 +69,7 @@ def counted_record(
 
     Without any tokens that went in it is of unknown usage: frameworks write 0 for what they do not know.
     """
-    record = made(provider=canonical(provider), model_id=model, **counts)
+    record = made(provider=provider_named(provider), model_id=model, **counts)
     record.latency_ms = latency_ms
     if not record.input_tokens:
         record.input_tokens = record.output_tokens = None
@@ -80,11 +81,6 @@ def counted_record(
 def unknown_record(*, source: str, provider: str, model: str, response_id: str = "") -> UsageRecord:
     """The record of a call that was broken off, or whose usage is not stated."""
     return counted_record(source=source, provider=provider, model=model, response_id=response_id)
-
-
-def canonical(provider: str) -> str:
-    """The provider's canonical name."""
-    return PROVIDERS.get(provider.lower(), provider.lower())
 
 
 def _finished(record: UsageRecord, source: str, model: str) -> UsageRecord:

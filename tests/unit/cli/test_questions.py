@@ -229,6 +229,20 @@ def test_reprice(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "0 of 3 records got another cost\n"
 
 
+@pytest.mark.parametrize(
+    ("alias", "provider"), [("bedrock", "aws"), ("OpenAI", "openai"), ("gemini", "google")]
+)
+def test_prices_are_listed_by_any_name_of_a_provider(
+    capsys: pytest.CaptureFixture[str], alias: str, provider: str
+) -> None:
+    listed = []
+    for name in (alias, provider):
+        assert run("prices", "list", "--provider", name, "--json") == 0
+        listed.append(json.loads(capsys.readouterr().out))
+    assert listed[0] == listed[1]
+    assert all(row["model"].startswith(f"{provider}/") for row in listed[0])
+
+
 def test_prices_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("prices", "list", "gpt-4o", "--provider", "openai") == 0
     shown = capsys.readouterr().out
