@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 from llm_cost_ops._gen import resources
 from llm_cost_ops.client.attribution import Attributes, Attribution, AttributionFields, attribute
-from llm_cost_ops.client.options import chain_of
+from llm_cost_ops.client.options import chain_of, checked
 from llm_cost_ops.client.recording import Recording, async_connection, sync_connection
 from llm_cost_ops.client.transports import open_transport
 from llm_cost_ops.client.uploads import AsyncStreamingUsageResource, StreamingUsageResource
@@ -104,7 +104,7 @@ class _Client:
             raise ConfigurationError(
                 f"{parameter} can't go with a transport of your own", parameter=parameter
             )
-        self._interceptors = tuple(interceptors)
+        self._interceptors = checked(interceptors)
         self._embedded = transport is None and split_base_url(config.base_url).scheme in EMBEDDED
         headers = dict(config.headers)
         if config.user_agent:

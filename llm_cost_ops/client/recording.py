@@ -137,7 +137,9 @@ class Recording:
             arguments = {name: value for name, value in fields.items() if name not in _PER_CALL}
         submitted: Any = _AS_GIVEN.submit(record, **arguments)
         if not isinstance(submitted, UsageRecord):
-            raise TypeError(f"usage must be a UsageRecord, not {type(submitted).__name__}")
+            from llm_cost_ops.rules.requests import no_record
+
+            raise TypeError("usage " + no_record("usage", submitted).description)
         made: UsageRecord = submitted
         if "idempotency_key" in fields:
             made = copy.copy(made)

@@ -197,7 +197,8 @@ def test_a_dict_in_the_place_of_a_record_is_refused_by_what_it_is(caplog: pytest
                 call(fields)
         client.usage.record(fields)
         report = client.flush(MAX_WAIT)
-    assert [item.reason for item in report.rejected] == ["usage must be a UsageRecord, not dict"]
+    reason = "usage must be a UsageRecord, not dict: UsageRecord(**fields), or usage_from_response(answer)"
+    assert [item.reason for item in report.rejected] == [reason]
     assert "a record was rejected: usage must be a UsageRecord, not dict" in caplog.text
 
 
