@@ -32,21 +32,33 @@ class Sdk(NamedTuple):
     beside: tuple[str, ...] = ()
 
 
+_OLD_HTTPX = "httpx<0.28"
 SDKS = {
-    "openai": Sdk("1.0.1,httpx<0.28 1.30.5,httpx<0.28 1.66.5 1.109.1 2.0.1 2.45.0 3.0.0 3.57.0"),
-    "anthropic": Sdk(
-        "0.20.0,httpx<0.28 0.45.2 1.0.0 2.0.0 2.14.0", beside=("google-auth", "requests", "boto3")
+    "openai": Sdk(
+        f"1.0.1,{_OLD_HTTPX} 1.10.0,{_OLD_HTTPX} 1.30.5,{_OLD_HTTPX} 1.50.2,{_OLD_HTTPX} "
+        "1.66.5 1.86.0 1.109.1 2.0.1 2.20.0 2.45.0 2.54.0 3.0.0 3.20.0 3.40.0 3.57.0"
     ),
-    "google-genai": Sdk("1.0.0 1.20.0 1.50.1 2.0.1 3.0.0 3.6.1"),
-    "mistralai": Sdk("1.0.3 1.12.4 2.0.5 3.0.0 3.7.0"),
-    "cohere": Sdk("5.10.0 5.16.3 6.0.0 7.0.0 7.3.1"),
-    "boto3": Sdk("1.34.162 1.38.46 1.43.127 1.44.8"),
-    "langchain-openai": Sdk("0.1.25 1.7.4", "callbacks/test_langchain.py", ("langchain-anthropic",)),
-    "langchain-anthropic": Sdk("0.1.23 1.7.10", "callbacks/test_langchain.py", ("langchain-openai",)),
-    "litellm": Sdk("1.53.9 1.110.2", "callbacks/test_litellm.py"),
-    "pydantic-ai-slim[openai]": Sdk("0.1.0 2.68.0", "callbacks/test_pydantic_ai.py"),
-    "openai-agents": Sdk("0.1.0 0.24.0", "callbacks/test_openai_agents.py"),
-    "llama-index-llms-openai": Sdk("0.1.31 0.8.3", "callbacks/test_llama_index.py"),
+    "anthropic": Sdk(
+        f"0.20.0,{_OLD_HTTPX} 0.28.1,{_OLD_HTTPX} "
+        "0.45.2 0.60.0 0.80.0 0.105.2 0.125.0 1.0.0 1.17.0 2.0.0 2.14.0",
+        beside=("google-auth", "requests", "boto3"),
+    ),
+    "google-genai": Sdk(
+        "0.8.0 1.0.0 1.10.0 1.20.0 1.21.1 1.30.0 1.40.0 1.50.1 1.75.0 2.0.1 2.17.0 3.0.0 3.6.1"
+    ),
+    "mistralai": Sdk("1.0.3 1.2.6 1.5.2 1.8.2 1.12.4 2.0.5 2.5.2 2.10.1 3.0.0 3.7.0"),
+    "cohere": Sdk("5.9.4 5.10.0 5.13.12 5.16.3 5.21.1 6.0.0 6.1.0 7.0.0 7.3.1"),
+    "boto3": Sdk("1.29.7 1.34.162 1.38.46 1.43.127 1.44.8"),
+    "langchain-openai": Sdk(
+        "0.3.35 1.0.3 1.4.3 1.7.4", "callbacks/test_langchain.py", ("langchain-anthropic",)
+    ),
+    "litellm": Sdk("1.63.14 1.76.3 1.80.17 1.99.4 1.110.2", "callbacks/test_litellm.py"),
+    "pydantic-ai-slim[openai]": Sdk(
+        "1.0.18,opentelemetry-api<1.36,openai<2 1.50.0,genai-prices<0.0.60 2.68.0",
+        "callbacks/test_pydantic_ai.py",
+    ),
+    "openai-agents": Sdk("0.21.1 0.24.0", "callbacks/test_openai_agents.py"),
+    "llama-index-llms-openai": Sdk("0.3.44 0.4.7 0.6.26 0.8.3", "callbacks/test_llama_index.py"),
 }
 
 

@@ -17,10 +17,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 from urllib.parse import urlsplit
 
-import langchain_core
 from langchain_core.callbacks import BaseCallbackHandler
 
-from llm_cost_ops.callbacks.records import Open, counted_record, payload_record, unknown_record
+from llm_cost_ops.callbacks.records import Open, counted_record, payload_record, require, unknown_record
 from llm_cost_ops.client.attribution import AttributionFields
 from llm_cost_ops.client.observer import Observer
 from llm_cost_ops.rules.providers import served_by
@@ -35,9 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CostOpsCallbackHandler"]
 
-if tuple(map(int, langchain_core.__version__.split(".")[:2])) < (0, 3):
-    # Older ones call back for what their cache answers, and not for streams that are closed early.
-    raise ImportError("CostOpsCallbackHandler wants langchain-core 0.3 or newer")
+# Older ones call back for what their cache answers, and not for streams that are closed early.
+require("langchain-core", "0.3")
 
 _SOURCE = "langchain"
 

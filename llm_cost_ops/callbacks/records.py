@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import OrderedDict
+from importlib.metadata import version
 from typing import Any, Generic, TypeVar
 
 from llm_cost_ops.imports.values import has_unsure_key, made, provider_of
@@ -12,7 +14,7 @@ from llm_cost_ops.normalizers.record import fit_texts, set_key
 from llm_cost_ops.rules.providers import provider_named
 from llm_cost_ops.types import UsageQuality, UsageRecord
 
-__all__ = ["Open", "counted_record", "payload_record", "unknown_record"]
+__all__ = ["Open", "counted_record", "payload_record", "require", "unknown_record"]
 
 _log = logging.getLogger("llm_cost_ops.callbacks")
 
@@ -20,6 +22,17 @@ T = TypeVar("T")
 
 # Calls that begin and never end, as tasks that are dropped may: the oldest are forgotten.
 _MAX_OPEN = 10_000
+
+
+def require(package: str, oldest: str) -> None:
+    """Raise ImportError where the installed version of a package is older than a callback can read."""
+    found = version(package)
+    if _numbers(found) < _numbers(oldest):
+        raise ImportError(f"callbacks want {package} {oldest} or newer, and {found} is installed")
+
+
+def _numbers(stated: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", stated)[:3]]
 
 
 class Open(Generic[T]):

@@ -32,8 +32,8 @@ pytestmark = [
 
 
 def test_an_old_version_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("langchain_core.__version__", "0.2.43")
-    with pytest.raises(ImportError, match=r"CostOpsCallbackHandler wants langchain-core 0\.3 or newer"):
+    monkeypatch.setattr("llm_cost_ops.callbacks.records.version", lambda _: "0.2.43.post1")
+    with pytest.raises(ImportError, match=r"langchain-core 0\.3 or newer, and 0\.2\.43\.post1 is installed"):
         importlib.reload(sys.modules[CostOpsCallbackHandler.__module__])
 
 
