@@ -267,6 +267,8 @@ class LedgerSuite(OfEachLedger):
             START + timedelta(seconds=2),
         )
         assert (found.card, found.digest, found.fallbacks) == (kept, by.digest, ("region",))
+        # Read once, so that it is compiled once for all receipts.
+        assert ledger.get_cost(done.usage_id).card is found.card
         assert (found.revision, found.calculated_at) == (1, TAKEN)
         assert ledger.get_cost(done.usage_id, "globex") is None
         assert ledger.get_cost("none") is None

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 from urllib.parse import urlsplit
 
+import langchain_core
 from langchain_core.callbacks import BaseCallbackHandler
 
 from llm_cost_ops.callbacks.records import Open, counted_record, payload_record, unknown_record
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
 
 __all__ = ["CostOpsCallbackHandler"]
+
+if tuple(map(int, langchain_core.__version__.split(".")[:2])) < (0, 3):
+    # Older ones call back for what their cache answers, and not for streams that are closed early.
+    raise ImportError("CostOpsCallbackHandler wants langchain-core 0.3 or newer")
 
 _SOURCE = "langchain"
 

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Unpack
 
+from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models.wrapper import WrapperModel
 
 from llm_cost_ops.callbacks.records import counted_record
@@ -22,12 +23,14 @@ from llm_cost_ops.client.observer import Observer
 from llm_cost_ops.types import UsageQuality, UsageRecord
 
 if TYPE_CHECKING:
-    from pydantic_ai.messages import ModelResponse
     from pydantic_ai.models import Model, StreamedResponse
 
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
 
 __all__ = ["CostOpsModel"]
+
+if not hasattr(ModelResponse, "finish_reason"):
+    raise ImportError("CostOpsModel wants pydantic-ai-slim 1.0.18 or newer")
 
 
 class CostOpsModel(WrapperModel):

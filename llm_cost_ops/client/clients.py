@@ -31,6 +31,7 @@ from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.forks import CachedProperty
 from llm_cost_ops.rpc.interceptor import AnyInterceptor, Interceptors, Transport
 from llm_cost_ops.rpc.runtime import Runtime
+from llm_cost_ops.rpc.threads import beside
 from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
 
 if TYPE_CHECKING:
@@ -284,9 +285,7 @@ class _AsyncClient(_Client):
         if self._channel.owner and not self._recording.begun:
             self._recording.close()
         elif self._channel.owner:
-            import asyncio
-
-            await asyncio.to_thread(self._recording.close)
+            await beside(self._recording.close)
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -485,9 +484,7 @@ class AsyncCostOpsClient(_AsyncClient):
 
     async def flush(self, timeout: float | None = None) -> FlushReport:
         """Wait until all that was recorded is sent, as CostOpsClient.flush."""
-        import asyncio
-
-        return await asyncio.to_thread(self._recording.flush, timeout)
+        return await beside(self._recording.flush, timeout)
 
 
 class RawCostOpsClient(_SyncClient):

@@ -114,12 +114,12 @@ def test_sums_that_were_added_up_before_an_erasure_are_not_kept_after_it(
 ) -> None:
     kept = day_sums.store
 
-    def erase_first(cursor: Any, *arguments: Any) -> None:
+    def erase_first(cursor: Any, **arguments: Any) -> bool:
         # Between the query that added them up and the transaction that keeps them.
         monkeypatch.setattr(day_sums, "store", kept)
         raced.append(1)
         day_sums.forget(cursor, "acme")
-        kept(cursor, *arguments)
+        return kept(cursor, **arguments)
 
     raced: list[int] = []
     with Sync(tmp_path / "costs.db") as ledger:
