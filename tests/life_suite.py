@@ -245,27 +245,30 @@ class LifeSuite(OfEachLedger):
     @pytest.mark.parametrize("user", ["ann", "ren\u00e9e", 'a"b\\'])
     def test_a_user_is_erased_from_fields_of_a_newer_version(self, ledger: Sync, user: str) -> None:
         def sent(number: int, name: str) -> Any:
+            text = json.dumps(name).encode()
             forms = [
                 Unknown(binary=b"\xc2\xa9\x07" + bytes([len(name.encode())]) + name.encode()),
                 Unknown(json={"new": msgspec.Raw(json.dumps({"who": [name, 1e999]}).encode())}),
                 Unknown(json={"new": msgspec.Raw(msgspec.json.encode({name: 1}))}),
+                # Half of a surrogate pair is JSON, and a name that comes twice too.
+                Unknown(json={"new": msgspec.Raw(rb'["\ud800", {"a": %s, "a": 1}]' % text)}),
             ]
             seen = {"observation": True, "quality": UsageQuality.UNKNOWN, "input_tokens": None, "units": None}
-            return entry(number, idempotency_key=f"{number}", unknown_=forms[number % 3], **seen)
+            return entry(number, idempotency_key=f"{number}", unknown_=forms[number % 4], **seen)
 
-        records = [sent(number, user if number < 3 else "bob") for number in range(6)]
+        records = [sent(number, user if number < 4 else "bob") for number in range(8)]
         ids = [done.usage_id for done in ledger.append(records)]
         assert revise(ledger, ids[0], 1, entry().record)
-        assert erase(ledger, user) == 3
-        assert statuses(ledger, *records) == [DUPLICATE] * 6
+        assert erase(ledger, user) == 4
+        assert statuses(ledger, *records) == [DUPLICATE] * 8
         # Nor do they come back with the counts.
         known = [
             entry(0, idempotency_key=each.key, unknown_=each.record.unknown_, input_tokens=5)
-            for each in records[1:3]
+            for each in records[1:4]
         ]
-        assert statuses(ledger, *known) == [CREATED] * 2
+        assert statuses(ledger, *known) == [CREATED] * 3
         for usage_id, each in zip(ids, records, strict=True):
-            kept = {} if usage_id in ids[:3] else each.record.unknown_
+            kept = {} if usage_id in ids[:4] else each.record.unknown_
             for revised in ledger.revisions("acme", usage_id):
                 assert (revised.record.unknown_ or {}) == kept
         assert erase(ledger, user) == 0

@@ -71,12 +71,19 @@ def _is_named(user_id: str, unknown: Unknown) -> bool:
     """Whether a user's id stands in unknown fields. JSON has many ways to write it: they are made one."""
     if user_id.encode() in unknown.binary:
         return True
-    texts = (json.loads(bytes(raw), parse_int=str, parse_float=str) for raw in unknown.json.values())
+    mention = json.dumps(user_id, ensure_ascii=False)[1:-1]
     try:
-        return any(mention_of(user_id) in encode_texts(text) for text in texts)
+        return any(mention in _as_one_writes_it(bytes(raw)) for raw in unknown.json.values())
     except RecursionError:
         # What is nested too deep to be looked into does not stay.
         return True
+
+
+def _as_one_writes_it(raw: bytes) -> str:
+    """JSON without escapes, but for what has no other form. Of a name that an object has twice both stay."""
+    value = json.loads(raw, parse_int=str, parse_float=str, object_pairs_hook=list)
+    # A half of a surrogate pair, which JSON may have, is no UTF-8.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _without(value: Any, user_id: str) -> Any:

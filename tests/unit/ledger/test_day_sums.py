@@ -417,6 +417,21 @@ def test_what_was_used_longest_ago_gives_way(kept: Groupings) -> None:
     check_groupings(kept)
 
 
+def test_who_asks_uses_nothing_of_other_organizations() -> None:
+    with Sync(durability="process") as store, patch.multiple(day_spans, MIN_ROWS=2, MIN_ROWS_A_GROUP=1):
+        store.append([entry(at, organization_id=name) for name in ("acme", "globex") for at in range(5)])
+        store.summarize(Filter(), ("user",), None)
+        connection = store.store._writer.open()
+        connection.execute(AN_HOUR_LATER)
+        store.summarize(Filter(organization_ids=("globex",)), ("user",), None)
+        used = dict(
+            connection.execute(
+                "SELECT o.name, g.used FROM day_grouping g JOIN organization o ON o.id = g.org"
+            )
+        )
+        assert used["acme"] < used["globex"]
+
+
 def test_what_gives_way_is_deleted_some_rows_at_a_time(
     kept: Groupings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
