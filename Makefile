@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test frameworks long generate checkgenerate lint format typecheck conformance bench sdks docs assets screenshots release-image clean
+.PHONY: help quickstart test frameworks long generate checkgenerate lint format typecheck conformance bench sdks docs assets screenshots lowest release-image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,10 @@ sdks: ## try instrumentation with the newest SDKs, in an environment of its own 
 	@.venv-sdks/bin/python -m pip install --quiet --upgrade $$(.venv-sdks/bin/python -c 'import tomllib; print(*(each.partition("==")[0] for each in tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["sdks"]))')
 	@.venv-sdks/bin/python -m pip list --format=freeze | grep -iE '^(aiohttp|anthropic|boto3|cohere|google-genai|mistralai|openai)=='
 	.venv-sdks/bin/python -m pytest tests/unit/instrumentation $(PYTEST_ARGS)
+
+# Pip says, and may: tools of the extra dev want newer ones. OpenTelemetry's SDK is of the release of its API.
+lowest: $(VENV)/.with-dev ## put the lowest versions that pyproject.toml allows into VENV, for `make test` (CI does in one of its own)
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c 'import re, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; extras = project["optional-dependencies"]; needs = [*project["dependencies"], *(need for extra in ("cli", "grpc", "metrics", "postgres", "server") for need in extras[extra]), *(need for need in extras["dev"] if need.startswith("opentelemetry-sdk"))]; print(*(re.sub(">=([^,]+).*", r"==\1", need) for need in needs))')
 
 docs: $(VENV)/.with-docs ## build docs/ into build/docs, warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html -d build/doctrees docs build/docs

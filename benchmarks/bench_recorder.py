@@ -30,7 +30,7 @@ ROUNDS = 7
 class Sink:
     """Takes every batch at once."""
 
-    def send(self, records: list[UsageRecord]) -> BatchReceipt:
+    def send(self, records: list[UsageRecord], timeout: float | None = None) -> BatchReceipt:
         return BatchReceipt(results=[SubmitResult(status=SubmitStatus.CREATED) for _ in records])
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ def main() -> None:
     held = threading.Event()
 
     class Held(Sink):
-        def send(self, records: list[UsageRecord]) -> BatchReceipt:
+        def send(self, records: list[UsageRecord], timeout: float | None = None) -> BatchReceipt:
             held.wait()
             return super().send(records)
 

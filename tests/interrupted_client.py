@@ -3,8 +3,8 @@
     python -m tests.interrupted_client URL CALL raise|NESTED
 
 At a point either KeyboardInterrupt is raised, as Ctrl-C does, or another call is made, as by a signal handler
-or a finalizer. After each, another thread makes every call. It prints how many points there were, and what
-the nested calls came to.
+or a finalizer. After each, another thread makes every call; over a network, a query. It prints how many
+points there were, and what the nested calls came to.
 """
 
 from __future__ import annotations
@@ -19,13 +19,21 @@ from itertools import count
 from types import FrameType
 from typing import Any
 
-from llm_cost_ops import ClientConfig, CostOpsClient, CostOpsError, RecorderConfig, UsageRecord
+from llm_cost_ops import (
+    ClientConfig,
+    ConnectionPoolConfig,
+    CostOpsClient,
+    CostOpsError,
+    RecorderConfig,
+    RetryConfig,
+    UsageRecord,
+)
 
 # Behind these it looks whether a signal came; behind the call of a function in Python that is at its begin.
 _NAMES = ("CALL", "CALL_FUNCTION_EX", "CALL_KW", "JUMP_BACKWARD", "RESUME")
 _LOOKS = {dis.opmap[name] for name in _NAMES if name in dis.opmap}
 _RESUME = dis.opmap["RESUME"]
-_WHERE = ("llm_cost_ops", "threading.py", "concurrent/futures")
+_WHERE = ("llm_cost_ops", "threading.py", "concurrent/futures", "httpcore", "h11")
 SECONDS = 10.0
 
 FIELDS: dict[str, Any] = {"organization_id": "o", "provider": "openai", "model_id": "m", "input_tokens": 1}
@@ -87,7 +95,13 @@ def interrupted() -> None:
 def main(url: str, name: str, nested: str) -> None:
     faulthandler.dump_traceback_later(9 * SECONDS, exit=True)
     spool, url = url.split("|") if "|" in url else (None, url)
-    config = ClientConfig(base_url=url, timeout=SECONDS, recorder=RecorderConfig(spool=spool))
+    config = ClientConfig(
+        base_url=url,
+        timeout=SECONDS,
+        recorder=RecorderConfig(spool=spool),
+        connection_pool=ConnectionPoolConfig(max_in_flight=1),
+        retry=RetryConfig(max_retries=0),
+    )
     client = CostOpsClient(config=config)
     outcomes: Counter[str] = Counter()
     recorded: list[str] = []
@@ -113,9 +127,12 @@ def main(url: str, name: str, nested: str) -> None:
             outcomes[error.message] += 1
 
     def all_calls() -> None:
-        for call in calls.values():
+        for call in calls.values() if "sqlite:" in url else ():  # what they share over a network are turns
             call()
+        went_through.append(client.costs.get(organization_id="other").total_requests)
 
+    went_through: list[int] = []
+    client.usage.submit_batch([UsageRecord(**{**FIELDS, "organization_id": "other"})] * 3)
     all_calls()
     client.flush(SECONDS)
     point = 1
@@ -127,6 +144,8 @@ def main(url: str, name: str, nested: str) -> None:
         if thread.is_alive():
             faulthandler.dump_traceback()
             sys.exit(f"another thread waits, after an interrupt at {place}")
+        if went_through != [3] * point:
+            sys.exit(f"another thread's calls failed, after an interrupt at {place}")
     client.flush(SECONDS)
     listed = {usage.idempotency_key for usage in client.usage.list(organization_id="o")}
     sys.stdout.write(f"{point - 1} {dict(outcomes)} lost: {sorted(set(recorded) - listed)}\n")

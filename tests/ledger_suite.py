@@ -9,7 +9,7 @@ class TestMyLedger(LedgerSuite):
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
@@ -27,7 +27,8 @@ from llm_cost_ops._gen.messages import (
     UsageQuality,
     UsageRecord,
 )
-from llm_cost_ops.ledger import ApiKey, Filter, Revision, open_ledger
+from llm_cost_ops.ledger import ApiKey, Committed, Filter, Revision, open_ledger
+from llm_cost_ops.ledger.consumers import catch_up
 from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.types import Priced, Pricing
 from llm_cost_ops.rpc.context import drive, uuid7
@@ -266,6 +267,8 @@ class LedgerSuite(OfEachLedger):
             START + timedelta(seconds=2),
         )
         assert (found.card, found.digest, found.fallbacks) == (kept, by.digest, ("region",))
+        # Read once, so that it is compiled once for all receipts.
+        assert ledger.get_cost(done.usage_id).card is found.card
         assert (found.revision, found.calculated_at) == (1, TAKEN)
         assert ledger.get_cost(done.usage_id, "globex") is None
         assert ledger.get_cost("none") is None
@@ -410,6 +413,25 @@ class LedgerSuite(OfEachLedger):
         assert ledger.consumer_position("alerts") == position
         with pytest.raises(RpcError):
             ledger.committed("never given", 5)
+
+    def test_a_consumer_gets_each_commit_and_those_again_that_it_failed_at(self, ledger: Sync) -> None:
+        ids = [done.usage_id for done in ledger.append([entry(n) for n in range(5)])]
+        seen: list[str] = []
+
+        async def handle(commits: Sequence[Committed]) -> None:
+            seen.extend(item.record.id for item in commits)
+            if len(seen) == 4:
+                raise RuntimeError("the webhook is down")
+
+        def caught_up(name: str) -> int:
+            return drive(catch_up(ledger.store, name, handle, context(), limit=2))
+
+        with pytest.raises(RuntimeError):
+            caught_up("alerts")
+        assert (caught_up("alerts"), seen) == (3, [*ids[:4], *ids[2:]])
+        ids += [done.usage_id for done in ledger.append([entry(9)])]
+        assert (caught_up("alerts"), caught_up("alerts"), seen[-1]) == (1, 0, ids[5])
+        assert (caught_up("exports"), seen[-6:]) == (6, ids)
 
     def test_cards_have_versions_and_keys(self, ledger: Sync) -> None:
         before = ledger.cards_revision()

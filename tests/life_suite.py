@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import pkgutil
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -16,6 +18,7 @@ from llm_cost_ops.ledger.sqlite.integrity import find_faults
 from llm_cost_ops.pricing.money import to_units
 from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.wire.unknown import Unknown
 from tests.ledger_suite import (
     CONFLICT,
     CREATED,
@@ -237,6 +240,38 @@ class LifeSuite(OfEachLedger):
         # A new one is another matter.
         assert statuses(ledger, named(2, idempotency_key="m")) == [CREATED]
         assert [row[:2] for row in sums(ledger, ("user",))] == [("", 2), (ANN, 1)]
+        assert faults(ledger) == []
+
+    @pytest.mark.parametrize("user", ["ann", "ren\u00e9e", 'a"b\\'])
+    def test_a_user_is_erased_from_fields_of_a_newer_version(self, ledger: Sync, user: str) -> None:
+        def sent(number: int, name: str) -> Any:
+            text = json.dumps(name).encode()
+            forms = [
+                Unknown(binary=b"\xc2\xa9\x07" + bytes([len(name.encode())]) + name.encode()),
+                Unknown(json={"new": msgspec.Raw(json.dumps({"who": [name, 1e999]}).encode())}),
+                Unknown(json={"new": msgspec.Raw(msgspec.json.encode({name: 1}))}),
+                # Half of a surrogate pair is JSON, and a name that comes twice too.
+                Unknown(json={"new": msgspec.Raw(rb'["\ud800", {"a": %s, "a": 1}]' % text)}),
+            ]
+            seen = {"observation": True, "quality": UsageQuality.UNKNOWN, "input_tokens": None, "units": None}
+            return entry(number, idempotency_key=f"{number}", unknown_=forms[number % 4], **seen)
+
+        records = [sent(number, user if number < 4 else "bob") for number in range(8)]
+        ids = [done.usage_id for done in ledger.append(records)]
+        assert revise(ledger, ids[0], 1, entry().record)
+        assert erase(ledger, user) == 4
+        assert statuses(ledger, *records) == [DUPLICATE] * 8
+        # Nor do they come back with the counts.
+        known = [
+            entry(0, idempotency_key=each.key, unknown_=each.record.unknown_, input_tokens=5)
+            for each in records[1:4]
+        ]
+        assert statuses(ledger, *known) == [CREATED] * 3
+        for usage_id, each in zip(ids, records, strict=True):
+            kept = {} if usage_id in ids[:4] else each.record.unknown_
+            for revised in ledger.revisions("acme", usage_id):
+                assert (revised.record.unknown_ or {}) == kept
+        assert erase(ledger, user) == 0
         assert faults(ledger) == []
 
     def test_a_user_is_erased_from_histories(self, ledger: Sync) -> None:

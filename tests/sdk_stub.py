@@ -46,6 +46,11 @@ class Stub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
+def events_of(api: str) -> list[tuple[str, Any]]:
+    """The events of a stream, by the end of its path: the name and the data of each."""
+    return list(_APIS[api][1]({"stream_options": {"include_usage": True}}, "gpt-4o", "1"))
+
+
 def running_stub() -> AbstractContextManager[Stub]:
     return serving(Stub())
 
@@ -218,8 +223,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _events(self, events: Iterator[tuple[str, Any]], model: str) -> None:
         compressed = "gzip" in model
-        kind = "text/event-stream; charset=utf-8"
-        self._begin_chunks(kind, {"content-encoding": "gzip"} if compressed else {})
+        encoding = {"content-encoding": "gzip"} if compressed else {}
+        self._begin_chunks("text/event-stream; charset=utf-8", encoding)
         blocks = []
         for name, data in events:
             text = data if isinstance(data, str) else json.dumps(data)
@@ -240,6 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self.close_connection = True
                     return
                 if "stalls" in model and index == 2:
+                    self.connection.settimeout(10)
                     self.connection.recv(1)  # until the caller goes
                     self.close_connection = True
                     return
@@ -448,14 +454,8 @@ def _decision(model: str, number: str) -> dict[str, Any]:
 
 
 def _image_events(body: dict[str, Any], model: str, number: str) -> Iterator[tuple[str, Any]]:
-    place = {
-        "b64_json": "AAAA",
-        "created_at": 1,
-        "background": "auto",
-        "output_format": "png",
-        "quality": "low",
-    }
-    place |= {"size": "1024x1024"}
+    place = {"b64_json": "AAAA", "created_at": 1, "background": "auto", "output_format": "png"}
+    place |= {"quality": "low", "size": "1024x1024"}
     kind = "image_generation.partial_image"
     yield kind, {"type": kind, **place, "partial_image_index": 0}
     usage = _images(model, number)["usage"] | {

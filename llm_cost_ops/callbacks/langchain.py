@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from langchain_core.callbacks import BaseCallbackHandler
 
-from llm_cost_ops.callbacks.records import Open, counted_record, payload_record, unknown_record
+from llm_cost_ops.callbacks.records import Open, counted_record, payload_record, require, unknown_record
 from llm_cost_ops.client.attribution import AttributionFields
 from llm_cost_ops.client.observer import Observer
 from llm_cost_ops.rules.providers import served_by
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
 
 __all__ = ["CostOpsCallbackHandler"]
+
+# Older ones call back for what their cache answers, and not for streams that are closed early.
+require("langchain-core", "0.3")
 
 _SOURCE = "langchain"
 

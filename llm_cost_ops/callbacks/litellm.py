@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from litellm.integrations.custom_logger import CustomLogger
 
-from llm_cost_ops.callbacks.records import Open, payload_record
+from llm_cost_ops.callbacks.records import Open, payload_record, require
 from llm_cost_ops.client.attribution import Attributes, AttributionFields, current_attributes
 from llm_cost_ops.client.observer import Observer
 from llm_cost_ops.imports.values import nested, text
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
 
 __all__ = ["CostOpsLogger"]
+
+# Older ones may call back with counts of their own of a stream that states its usage.
+require("litellm", "1.63")
 
 _SOURCE = "litellm"
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from pydantic import PrivateAttr
 
-from llm_cost_ops.callbacks.records import Open, payload_record, unknown_record
+from llm_cost_ops.callbacks.records import Open, payload_record, require, unknown_record
 from llm_cost_ops.client.attribution import AttributionFields
 from llm_cost_ops.client.observer import Observer
 from llm_cost_ops.types import UsageRecord
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
 
 __all__ = ["CostOpsEventHandler"]
+
+# Handlers of older ones are models of pydantic 1.
+require("llama-index-core", "0.11")
 
 _SOURCE = "llama_index"
 # What LlamaIndex calls its models -> who serves them. Of others the answer tells.

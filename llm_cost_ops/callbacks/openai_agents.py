@@ -60,7 +60,7 @@ class CostOpsTracingProcessor(TracingProcessor):
     def on_span_end(self, span: Span) -> None:
         """Record a call of a model."""
         data = span.span_data
-        if data.type in ("generation", "response") and (span.error is None or data.usage):
+        if data.type in ("generation", "response") and (span.error is None or _usage_of(data)):
             self._observer.take(partial(_record, data, span))
 
     def force_flush(self) -> None:
@@ -72,12 +72,17 @@ class CostOpsTracingProcessor(TracingProcessor):
         self.force_flush()
 
 
+def _usage_of(data: SpanData) -> Any:
+    """The usage that a span states; those of responses have no such field in old versions."""
+    return getattr(data, "usage", None)
+
+
 def _record(data: SpanData, span: Span) -> UsageRecord:
     response = getattr(data, "response", None)
     if response is not None:
         record = payload_record(response, source=_SOURCE, provider="openai", api="openai.responses")
     else:
-        model, usage = getattr(data, "model", None) or "", data.usage
+        model, usage = getattr(data, "model", None) or "", _usage_of(data)
         record = (
             counted_record(source=_SOURCE, provider="openai", model=model, **_counts(usage))
             if usage

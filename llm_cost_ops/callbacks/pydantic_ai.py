@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from pydantic_ai.models.wrapper import WrapperModel
 
-from llm_cost_ops.callbacks.records import counted_record
+from llm_cost_ops.callbacks.records import counted_record, require
 from llm_cost_ops.client.attribution import AttributionFields
 from llm_cost_ops.client.observer import Observer
 from llm_cost_ops.types import UsageQuality, UsageRecord
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
 
 __all__ = ["CostOpsModel"]
+
+# Responses of older ones do not say why they ended.
+require("pydantic-ai-slim", "1.0.18")
 
 
 class CostOpsModel(WrapperModel):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import OrderedDict
+from importlib.metadata import version
 from typing import Any, Generic, TypeVar
 
-from llm_cost_ops.imports.values import PROVIDERS, has_unsure_key, made, provider_of
+from llm_cost_ops.imports.values import has_unsure_key, made, provider_of
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
 from llm_cost_ops.normalizers.record import fit_texts, set_key
+from llm_cost_ops.rules.providers import provider_named
 from llm_cost_ops.types import UsageQuality, UsageRecord
 
-__all__ = ["Open", "counted_record", "payload_record", "unknown_record"]
+__all__ = ["Open", "counted_record", "payload_record", "require", "unknown_record"]
 
 _log = logging.getLogger("llm_cost_ops.callbacks")
 
@@ -19,6 +22,17 @@ T = TypeVar("T")
 
 # Calls that begin and never end, as tasks that are dropped may: the oldest are forgotten.
 _MAX_OPEN = 10_000
+
+
+def require(package: str, oldest: str) -> None:
+    """Raise ImportError where the installed version of a package is older than a callback can read."""
+    found = version(package)
+    if _numbers(found) < _numbers(oldest):
+        raise ImportError(f"callbacks want {package} {oldest} or newer, and {found} is installed")
+
+
+def _numbers(stated: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", stated)[:3]]
 
 
 class Open(Generic[T]):
@@ -46,12 +60,12 @@ def payload_record(
     payload: object, *, source: str, provider: str = "", model: str = "", api: str | None = None
 ) -> UsageRecord:
     """The record of a provider's answer; of unknown usage where it can't be read: the call is billed."""
-    named: dict[str, Any] = {"provider": canonical(provider)} if provider else {}
+    named: dict[str, Any] = {"provider": provider_named(provider)} if provider else {}
     try:
         record = usage_from_response(payload, api=api, **named)
     except (PayloadError, ValueError, TypeError) as error:
         _log.debug("an answer seen by %s could not be read: %s", source, error)
-        record = UsageRecord(provider=canonical(provider), quality=UsageQuality.UNKNOWN)
+        record = UsageRecord(provider=provider_named(provider), quality=UsageQuality.UNKNOWN)
     return _finished(record, source, model)
 
 
@@ -68,7 +82,7 @@ def counted_record(
 
     Without any tokens that went in it is of unknown usage: frameworks write 0 for what they do not know.
     """
-    record = made(provider=canonical(provider), model_id=model, **counts)
+    record = made(provider=provider_named(provider), model_id=model, **counts)
     record.latency_ms = latency_ms
     if not record.input_tokens:
         record.input_tokens = record.output_tokens = None
@@ -80,11 +94,6 @@ def counted_record(
 def unknown_record(*, source: str, provider: str, model: str, response_id: str = "") -> UsageRecord:
     """The record of a call that was broken off, or whose usage is not stated."""
     return counted_record(source=source, provider=provider, model=model, response_id=response_id)
-
-
-def canonical(provider: str) -> str:
-    """The provider's canonical name."""
-    return PROVIDERS.get(provider.lower(), provider.lower())
 
 
 def _finished(record: UsageRecord, source: str, model: str) -> UsageRecord:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -45,7 +45,7 @@ MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 _FORMAT = "llm_cost_ops.catalog"
 _MAX_HEADER_BYTES = 4096
 
-RowT = TypeVar("RowT")
+RowT = TypeVar("RowT", bound=msgspec.Struct)
 
 
 class CatalogError(CostOpsError):
@@ -161,10 +161,18 @@ class Payload(msgspec.Struct, kw_only=True):
     origins: dict[str, str] = {}
 
 
+# Made as this is loaded: two threads that make the first one of a struct end the process, as `decoder_of` in
+# `wire/json.py` says.
+_decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (Header, Payload, ProviderRow, ModelRow)
+}
+
+
 def decode_rows(data: bytes | msgspec.Raw, kind: type[RowT]) -> RowT:
     """Decodes a part of a payload. Raises CatalogError."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        rows: RowT = _decoders[kind].decode(data)
+        return rows
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CatalogError(f"the price catalog is malformed: {error}") from error
 
@@ -175,7 +183,7 @@ def read_header(data: bytes) -> tuple[Header, int]:
     if end < 0:
         raise CatalogError("not a price catalog: the header line is missing")
     try:
-        header = msgspec.json.decode(data[:end], type=Header)
+        header: Header = _decoders[Header].decode(data[:end])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CatalogError(f"not a price catalog: {error}") from error
     if header.format != _FORMAT:

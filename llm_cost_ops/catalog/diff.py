@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from decimal import Decimal
 from typing import Literal
 
 import msgspec
 
-from llm_cost_ops._gen.messages import PriceTier, Rate, RateCard, TimeWindow
+from llm_cost_ops._gen.messages import PriceMultiplier, PriceTier, Rate, RateCard, TimeWindow
 from llm_cost_ops.catalog.load import Catalog
+from llm_cost_ops.pricing.money import plain
 
 __all__ = ["PriceChange", "price_diff"]
 
@@ -74,9 +76,9 @@ def _facts(card: RateCard, *, whole: bool) -> dict[str, str]:
     facts = {rate.meter: _price(rate) for rate in card.rates}
     if whole:
         facts["currency"] = card.currency
-        facts["effective_until"] = card.effective_until.date().isoformat() if card.effective_until else ""
+        facts["effective_until"] = _moment(card.effective_until)
         facts["windows"] = ", ".join(map(_window, card.windows))
-        facts["multipliers"] = ", ".join(f"{each.kind} {_plain(each.value)}" for each in card.multipliers)
+        facts["multipliers"] = ", ".join(map(_multiplier, card.multipliers))
     return facts
 
 
@@ -99,5 +101,14 @@ def _window(window: TimeWindow) -> str:
     return f"{window.start}-{window.end} {window.time_zone or 'UTC'} {days}"
 
 
+def _moment(moment: datetime | None) -> str:
+    """As a catalog has it: a date where it is midnight."""
+    return "" if moment is None else f"{moment:%Y-%m-%dT%H:%MZ}".removesuffix("T00:00Z")
+
+
+def _multiplier(multiplier: PriceMultiplier) -> str:
+    return f"{multiplier.kind} {_plain(multiplier.value)}{' of all meters' if multiplier.all_meters else ''}"
+
+
 def _plain(value: Decimal) -> str:
-    return f"{value:f}"
+    return f"{plain(value):f}"

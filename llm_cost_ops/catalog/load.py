@@ -149,7 +149,7 @@ class Catalog:
 
     def models(self, provider: str = "") -> Iterator[CatalogModel]:
         """The models of a provider, or of all: those with prices, in the order of the catalog."""
-        asked = self._owner(provider)
+        asked = self.provider_of(provider)
         for name in (
             self.providers() if not provider else (asked,) if asked in self._payload.providers else ()
         ):
@@ -158,11 +158,14 @@ class Catalog:
                 if row.cards:
                     yield CatalogModel(name, row.id, row.name, tuple(row.aliases))
 
-    def find(self, text: str) -> list[CatalogModel]:
-        """The models whose provider, id, name or aliases contain every word of `text`."""
+    def find(self, text: str, provider: str = "") -> list[CatalogModel]:
+        """The models whose provider, id, name or aliases contain every word of `text`.
+
+        Those of one provider where it is given, by any of its names.
+        """
         words = text.lower().split()
         found: list[CatalogModel] = []
-        for model in self.models():
+        for model in self.models(provider):
             searched = " ".join((f"{model.provider}/{model.id}", model.name, *model.aliases)).lower()
             if all(word in searched for word in words):
                 found.append(model)
@@ -200,7 +203,8 @@ class Catalog:
         model = self._provider(entry.provider).model(entry.place)
         return self._made(model, model.cards[entry.row], entry.provider, entry.provider, list(model.aliases))
 
-    def _owner(self, provider: str) -> str:
+    def provider_of(self, provider: str) -> str:
+        """The provider that a name stands for here; the name itself in its canonical form where for none."""
         name = canonical_provider(provider)
         return name if name in self._payload.providers else self._payload.aliases.get(name, name)
 
@@ -208,7 +212,7 @@ class Catalog:
         return _Provider(decode_rows(self._payload.providers[name], ProviderRow))
 
     def _find_cards(self, provider: str, model_id: str) -> tuple[RateCard, ...]:
-        owner = self._owner(provider)
+        owner = self.provider_of(provider)
         if owner not in self._payload.providers:
             return ()
         place = self._provider(owner).names.find(model_id)

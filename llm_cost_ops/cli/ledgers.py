@@ -29,7 +29,9 @@ def check_file(path: str, *, url: bool = True) -> None:
 def file_of(base_url: str) -> Path | None:
     """The path of the SQLite file that a base URL names, if it names one."""
     scheme, _, path = base_url.partition("?")[0].partition(":///")
-    return Path(os.fsdecode(unquote_to_bytes(path))).expanduser() if scheme == "sqlite" and path else None
+    if scheme != "sqlite" or not path:
+        return None
+    return Path(os.fsdecode(unquote_to_bytes(path.encode("utf-8", "surrogateescape")))).expanduser()
 
 
 def database_of(given: str | None, *, beside_server: bool = False) -> str:

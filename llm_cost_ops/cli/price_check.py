@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from llm_cost_ops.catalog import load_catalog
-from llm_cost_ops.cli.output import Cell, Column, Output, Table, money
+from llm_cost_ops.cli.output import Cell, Column, Output, Table
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.imports import Item, UsageFile
 from llm_cost_ops.pricing.calculator import cost_by
@@ -73,17 +73,17 @@ class _Check:
 
     def table(self) -> Table:
         """A row a model, those that differ most first."""
-        names = ("calls", "differ", "stated", "cards", "difference")
-        table = Table(columns=[Column("model", fold=True), *(Column(name, right=True) for name in names)])
+        numbers = [Column(name, right=True) for name in ("calls", "differ", "stated")]
+        cards = [Column(name, right=True) for name in ("cards", "difference")]
+        table = Table(
+            columns=[Column("model", fold=True), *numbers, Column("currency"), *cards, Column("status")]
+        )
         rows = sorted(self.models.items(), key=lambda row: (-abs(row[1].stated - row[1].priced), row[0]))
         for (provider, model, currency), sums in rows:
             known = sums.status is not CostStatus.UNPRICED
-            doubt = "" if sums.status is CostStatus.PRICED else f" ({sums.status.value})"
-            stated = f"{money(sums.stated)} {currency}"
-            cards = money(sums.priced) + doubt if known else "unpriced"
-            difference: Cell = (sums.priced - sums.stated).normalize() if known else ""
-            cells: list[Cell] = [f"{provider}/{model}", sums.calls, sums.differ, stated, cards, difference]
-            table.rows.append(cells)
+            made: list[Cell] = [sums.priced, (sums.priced - sums.stated).normalize()] if known else ["", ""]
+            counts = (f"{provider}/{model}", sums.calls, sums.differ, sums.stated)
+            table.rows.append([*counts, currency, *made, sums.status.value])
         return table
 
 

@@ -59,9 +59,7 @@ def _list(options: argparse.Namespace, output: Output) -> bool:
         columns=[Column("model", fold=True), *prices, Column("currency")],
         caption=f"per million tokens; {_named(catalog)}",
     )
-    for model in catalog.find(" ".join(options.words)):
-        if options.provider and model.provider != options.provider:
-            continue
+    for model in catalog.find(" ".join(options.words), options.provider or ""):
         card = _standard(catalog, model)
         if card is not None:
             table.rows.append([f"{model.provider}/{model.id}", *_prices_of(card), card.currency])

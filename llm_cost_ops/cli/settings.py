@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -14,6 +15,12 @@ from llm_cost_ops.exceptions import ConfigurationError
 __all__ = ["PROXY", "SERVE", "Setting", "Settings", "add_settings", "read_settings"]
 
 Value: TypeAlias = "str | int | bool | tuple[str, ...] | dict[str, str] | None"
+
+
+# Of a service `llm-cost-ops-proxy` each container beside it has LLM_COST_OPS_PROXY_SERVICE_HOST and more.
+_SERVICE_LINK = re.compile(
+    r"\w+_(SERVICE_(HOST|PORT(_\w+)?)=.*|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=.*|PORT=(tcp|udp|sctp)://.*)"
+)
 
 
 class Setting(NamedTuple):
@@ -208,13 +215,14 @@ def read_settings(
 
     Without `config` the variable CONFIG with the prefix names the file. Raises ConfigurationError for a
     name that is none, with the nearest that is one, for a value of another kind, and for two settings of
-    one source that stand for each other.
+    one source that stand for each other. What Kubernetes sets for a service that has the prefix as its name
+    is passed over.
     """
     prefix, known = settings
     variables = {
         variable.removeprefix(prefix).lower(): text
         for variable, text in environment.items()
-        if variable.startswith(prefix)
+        if variable.startswith(prefix) and not _SERVICE_LINK.fullmatch(f"{variable}={text}")
     }
     path = variables.pop("config", None) if config is None else config
     of_file = {} if path is None else _read(path)

@@ -92,7 +92,7 @@ def _without_gaps(labels: list[str], interval: str, time_zone: str) -> list[str]
     """The labels of every bucket from the first to the last; as they are where those would be too many."""
     day = "-01" if interval == "month" else ""
     try:
-        start, end = (parse_start(label + day, time_zone) for label in (min(labels), max(labels)))
+        start, end = (parse_start(label + day, time_zone) for label in (labels[0], labels[-1]))
         buckets = buckets_between(
             start, end + timedelta(microseconds=1), interval, time_zone, limit=_MAX_BARS
         )

@@ -40,6 +40,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode
 
 if TYPE_CHECKING:
     import asyncio
+    import contextvars
 
     from llm_cost_ops.client.thread_turns import Waking
 
@@ -113,13 +114,17 @@ Groups = dict[Hashable, Group]
 
 
 class Rider(msgspec.Struct, eq=False):
-    """A submit that waits for its turn, or for the batch that it is in."""
+    """A submit that waits for its turn, or for the batch that it is in.
+
+    `creator` is the context that a batch runs in where this is its first rider; in threads there is none.
+    """
 
     group: Group
     continuation: UnaryContinuation[Any, Any]
     request: Any
     context: CallContext
     turn: Any
+    creator: contextvars.Context | None = None
     flight: Flight | None = None
     alarm: float = NEVER
     gone: bool = False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 from llm_cost_ops._gen import resources
 from llm_cost_ops.client.attribution import Attributes, Attribution, AttributionFields, attribute
-from llm_cost_ops.client.options import chain_of
+from llm_cost_ops.client.options import chain_of, checked
 from llm_cost_ops.client.recording import Recording, async_connection, sync_connection
 from llm_cost_ops.client.transports import open_transport
 from llm_cost_ops.client.uploads import AsyncStreamingUsageResource, StreamingUsageResource
@@ -31,6 +31,7 @@ from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.forks import CachedProperty
 from llm_cost_ops.rpc.interceptor import AnyInterceptor, Interceptors, Transport
 from llm_cost_ops.rpc.runtime import Runtime
+from llm_cost_ops.rpc.threads import beside
 from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class _Client:
             raise ConfigurationError(
                 f"{parameter} can't go with a transport of your own", parameter=parameter
             )
-        self._interceptors = tuple(interceptors)
+        self._interceptors = checked(interceptors)
         self._embedded = transport is None and split_base_url(config.base_url).scheme in EMBEDDED
         headers = dict(config.headers)
         if config.user_agent:
@@ -284,9 +285,7 @@ class _AsyncClient(_Client):
         if self._channel.owner and not self._recording.begun:
             self._recording.close()
         elif self._channel.owner:
-            import asyncio
-
-            await asyncio.to_thread(self._recording.close)
+            await beside(self._recording.close)
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -485,9 +484,7 @@ class AsyncCostOpsClient(_AsyncClient):
 
     async def flush(self, timeout: float | None = None) -> FlushReport:
         """Wait until all that was recorded is sent, as CostOpsClient.flush."""
-        import asyncio
-
-        return await asyncio.to_thread(self._recording.flush, timeout)
+        return await beside(self._recording.flush, timeout)
 
 
 class RawCostOpsClient(_SyncClient):

@@ -21,6 +21,8 @@ class Closing(Protocol):
 
 
 _open: WeakSet[Closing] = WeakSet()
+# When the end began, of time.monotonic(), once it has.
+_ending: list[float] = []
 
 
 class _Workers:
@@ -38,8 +40,14 @@ forget_in_children(_workers)
 
 
 def close_at_exit(owner: Closing) -> None:
-    """Have `owner.close_at_exit()` called at the end of the process, if it lives then."""
-    _open.add(owner)
+    """Have `owner.close_at_exit()` called at the end of the process, if it lives then.
+
+    At once, where that was done already: what atexit calls later may begin something.
+    """
+    if _ending:
+        owner.close_at_exit(_ending[0])
+    else:
+        _open.add(owner)
 
 
 def closed(owner: Closing) -> None:
@@ -60,9 +68,9 @@ def close_in_workers() -> None:
 
 
 def _close_all() -> None:
-    began = time.monotonic()
+    _ending.append(time.monotonic())
     for owner in living(_open):
-        owner.close_at_exit(began)
+        owner.close_at_exit(_ending[0])
 
 
 atexit.register(_close_all)

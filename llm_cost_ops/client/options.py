@@ -7,9 +7,23 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from llm_cost_ops.config import EMBEDDED, BatchingConfig, ClientConfig, split_base_url
+from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.interceptors.retry import Retry
 
-__all__ = ["chain_of"]
+__all__ = ["chain_of", "checked"]
+
+_INTERCEPTING = ("intercept_unary_unary", "intercept_unary_stream", "intercept_stream_stream")
+
+
+def checked(users: object) -> tuple[Any, ...]:
+    """The interceptors that a user gave, if they are some: what has none of their methods sees no call."""
+    if not isinstance(users, Sequence):
+        raise ConfigurationError("interceptors must be a list of them", parameter="interceptors")
+    for index, each in enumerate(users):
+        if not any(callable(getattr(each, name, None)) for name in _INTERCEPTING) or isinstance(each, type):
+            rule = f"must have the method intercept_unary_unary, and is a {type(each).__name__}"
+            raise ConfigurationError(f"interceptors[{index}] {rule}", parameter="interceptors")
+    return tuple(users)
 
 
 def chain_of(

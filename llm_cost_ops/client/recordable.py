@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops._gen.messages import ModalityTokens, UsageRecord
+from llm_cost_ops.client.attribution import Attributes
+from llm_cost_ops.client.flush_report import Rejected
+from llm_cost_ops.client.submitting import text_of
+from llm_cost_ops.rpc.context import uuid7_series
 from llm_cost_ops.rpc.status import Violation, violations_text
 from llm_cost_ops.rules.requests import check_record
-from llm_cost_ops.wire.errors import DecodeError
+from llm_cost_ops.wire.errors import DecodeError, EncodeError
 
-__all__ = ["Recordable", "as_it_is", "as_they_are", "broken_rules", "read_record"]
+__all__ = ["Builder", "Raw", "Recordable", "as_it_is", "as_they_are", "broken_rules", "read_record"]
 
 Recordable = UsageRecord | Callable[[], UsageRecord] | None
 """A record, what makes one when it is its turn, or None where the fields are all."""
+
+Raw = tuple[Recordable, Mapping[str, Any], Attributes, int, int]
+"""What `record` was called with (the record, the fields), and whose the call is; when, in nanoseconds since
+1970, and a number."""
 
 # The fields of a record that a caller may go on to change where they stand.
 _CONTAINERS = ("labels", "tags", "meters", "metadata", "modality")
@@ -86,3 +95,39 @@ def _elements(values: Iterator[Any]) -> Iterable[Any]:
 def _again(values: list[Any], error: Exception) -> Iterator[Any]:
     yield from values
     raise error
+
+
+class Builder:
+    """Makes records of what `record` was called with, each with its key and time."""
+
+    def __init__(
+        self, build: Callable[[Recordable, Mapping[str, Any], Attributes], UsageRecord], *, as_json: bool
+    ) -> None:
+        self._build = build
+        self._as_json = as_json
+        self._key_of = uuid7_series()
+
+    def built(self, raw: Raw) -> tuple[UsageRecord, bytes] | Rejected:
+        """The record of a call of `record`, as it is and as JSON, or why there is none."""
+        record, fields, attributes, nanoseconds, number = raw
+        try:
+            built = self._build(record, fields, attributes)
+            if not built.idempotency_key:
+                built.idempotency_key = self._key_of(nanoseconds, number)
+            # In JSON other types than a field's may become another value, or none that can be read again.
+            broken = broken_rules(built) if self._as_json else ""
+            if built.timestamp is None:
+                built.timestamp = _moment(nanoseconds)
+            if broken:
+                return Rejected(record=built, reason=broken)
+            try:
+                return built, USAGE_RECORD.encode_json(built)
+            except EncodeError as error:
+                return Rejected(record=built, reason=broken_rules(built) or str(error))
+        except Exception as error:  # noqa: BLE001  # whatever it was, it is the caller's to be told, not to get
+            return Rejected(record=record if isinstance(record, UsageRecord) else None, reason=text_of(error))
+
+
+def _moment(nanoseconds: int) -> datetime:
+    # Exact to the microsecond until the year 2106, and much faster than a timedelta.
+    return datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC)

@@ -13,25 +13,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from itertools import count, islice
+from math import inf
 from typing import Any
 
-from llm_cost_ops._gen.codecs import USAGE_RECORD
-from llm_cost_ops._gen.messages import SubmitResult, SubmitStatus, UsageRecord
+from llm_cost_ops._gen.messages import SubmitStatus, UsageRecord
 from llm_cost_ops.client.attribution import Attributes, current_attributes
 from llm_cost_ops.client.exits import close_at_exit, close_in_workers, closed
-from llm_cost_ops.client.flush_report import MAX_REJECTED, FlushReport, Rejected
-from llm_cost_ops.client.recordable import Recordable, as_it_is, as_they_are, broken_rules, read_record
+from llm_cost_ops.client.flush_report import FlushReport, Rejected, Tally
+from llm_cost_ops.client.recordable import Builder, Raw, Recordable, as_it_is, as_they_are, read_record
 from llm_cost_ops.client.spool import Spool, SpoolBatch, SpoolEnteredError, SpoolFullError, SpoolSyncError
-from llm_cost_ops.client.submitting import Connection, invalid, reason_of, submitted, text_of
+from llm_cost_ops.client.submitting import Connection, Line, invalid, reason_of, submitted
 from llm_cost_ops.config import RecorderConfig
 from llm_cost_ops.exceptions import RecorderFullError
 from llm_cost_ops.rpc.backoff import Backoff
-from llm_cost_ops.rpc.context import uuid7_series
 from llm_cost_ops.rpc.forks import forget_in_children, quiesce_for_forks
 from llm_cost_ops.rpc.wake import Bell
-from llm_cost_ops.wire.errors import EncodeError
 
 __all__ = [
     "MAX_BATCH_BYTES",
@@ -62,25 +59,16 @@ _log = logging.getLogger("llm_cost_ops.recorder")
 
 _ACCEPTED = (SubmitStatus.CREATED, SubmitStatus.DUPLICATE)
 
-# What `record` was called with (the record, the fields), and whose the call is; when, in nanoseconds since
-# 1970, and a number.
-_Raw = tuple[Recordable, Mapping[str, Any], Attributes, int, int]
 # A record to be sent, or why what lies in the spool is none; and its bytes as JSON.
 _Waiting = tuple[UsageRecord | str, int]
-
 
 _WITHOUT_ORGANIZATION = ": give the client organization_id=…, or set LLM_COST_OPS_ORGANIZATION_ID"
 
 
-class _Counts:
-    __slots__ = ("conflicts", "delivered", "dropped", "duplicates", "rejected")
-
-    def __init__(self) -> None:
-        self.delivered = self.duplicates = self.conflicts = self.rejected = self.dropped = 0
-
-
 class Recorder:
     """Takes records from any thread or task, and sends them in batches from a thread of its own.
+
+    Where no thread can be started, as in an interpreter that is ending, who flushes or closes sends them.
 
     `build` makes a record of what `record` was called with, or raises; `connect` opens the way to the service
     when the first batch is to be sent. Nothing is started before the first record. Without a spool what is in
@@ -98,7 +86,9 @@ class Recorder:
         self._connect = connect
         self._spool = None if config.spool is None else self._open_spool(config)
         self._overflow = config.overflow or ("spill" if config.spool else "drop_newest")
-        self._closed = self._leaving = False
+        # `_ended`: it is closed, or the process ends.
+        self._closed = self._ended = False
+        self._leave_by: float | None = None
         self._begin_anew()
         forget_in_children(self)
         quiesce_for_forks(self, uses_others=True)
@@ -120,7 +110,7 @@ class Recorder:
         kept = None if record is None else as_it_is(record)
         raw = (kept, as_they_are(fields), whose, moment, number)
         queue = self._queue
-        if len(queue) + self._in_memory >= self._config.max_records or self._closed:
+        if len(queue) + self._in_memory >= self._config.max_records or self._ended:
             self._take_anyway(raw)
         else:
             queue.append(raw)
@@ -147,12 +137,13 @@ class Recorder:
 
         A callback of the recorder's own thread does not wait: nothing would be sent meanwhile.
         """
-        if threading.current_thread() is self._thread:
+        if self._is_sending():
             return self.report()
         seconds = self._config.shutdown_timeout if timeout is None else timeout
         until = time.monotonic() + seconds
         if self._left():
             self._wake()
+        self._send_here(until)
         with self._lock:
             while self._left() and (wait := until - time.monotonic()) > 0:
                 self._urgent.ring()
@@ -169,7 +160,7 @@ class Recorder:
                 duplicates=counts.duplicates,
                 conflicts=counts.conflicts,
                 rejected_count=counts.rejected,
-                rejected=list(self._rejected),
+                rejected=list(counts.rejects),
                 spooled=0 if self._spool is None else self._spool.kept - self._done_in_spool,
                 dropped=counts.dropped,
                 pending=len(self._queue) + self._in_memory,
@@ -182,7 +173,7 @@ class Recorder:
         """
         if not self._closed:
             self.flush(timeout)
-            self._closed = True
+            self._closed = self._ended = True
             self._urgent.ring()
             self._hurry.ring()
             thread = self._thread
@@ -192,13 +183,19 @@ class Recorder:
             self._drop_rest()
             if thread is None or not thread.is_alive():
                 self._close_spool()
+                self._line.close()
             closed(self)
         return self.report()
 
     def close_at_exit(self, began: float) -> None:
-        """Close as the process ends, since `began`. What is recorded after that goes into the spool."""
-        self._leaving = True
-        self.close(max(0.0, self._config.shutdown_timeout - (time.monotonic() - began)))
+        """Send what is there as the process ends, since `began`.
+
+        What is recorded after that goes into the spool; without one it is sent at once, while the
+        shutdown_timeout lasts.
+        """
+        self._leave_by = began + self._config.shutdown_timeout
+        self._ended = True
+        self._flush_late()
 
     def forget(self) -> None:
         """In a forked child: what waits is the parent's to send; its spool forgets by itself."""
@@ -218,16 +215,15 @@ class Recorder:
         """Nothing is left to do after `forget`."""
 
     def _begin_anew(self) -> None:
-        self._queue: deque[_Raw] = deque()
+        self._queue: deque[Raw] = deque()
         self._backlog: deque[_Waiting] = deque()
         self._backlog_bytes = 0
         self._in_memory = 0
         # Of the records that the spool kept, how many were settled or dropped since.
         self._done_in_spool = 0
-        self._counts = _Counts()
-        self._rejected: deque[Rejected] = deque(maxlen=MAX_REJECTED)
+        self._counts = Tally()
         self._numbers = count()
-        self._key_of = uuid7_series()
+        self._builder = Builder(self._build, as_json=self._spool is not None)
         # Not the condition itself, whose `__enter__` may be interrupted once it has the lock.
         self._lock = threading.RLock()
         self._progress = threading.Condition(self._lock)
@@ -235,6 +231,11 @@ class Recorder:
         self._hurry = Bell()
         self._urgent = Bell()
         self._thread: threading.Thread | None = None
+        # Of who sends although it is not the thread.
+        self._line = Line(self._connect)
+        # Held for each batch, and by which thread.
+        self._sending = threading.Lock()
+        self._sender: threading.Thread | None = None
         self._idle = True
         self._abandoned = False
         self._importing = threading.RLock()
@@ -245,7 +246,7 @@ class Recorder:
         return Spool(str(config.spool), durability=config.durability, max_bytes=config.spool_bytes)
 
     def _close_spool(self) -> None:
-        if self._spool is not None and not self._leaving:
+        if self._spool is not None and self._leave_by is None:
             self._spool.close()
 
     def _left(self) -> int:
@@ -260,27 +261,32 @@ class Recorder:
                 if self._thread is None:  # a signal handler may have been faster, in this very thread
                     self._thread = thread
                     try:
-                        thread.start()
                         close_in_workers()
+                        thread.start()
                     except BaseException as error:
                         self._thread, self._idle = None, True
-                        # The interpreter may be ending, and starts no threads any more.
+                        # The interpreter may be ending, and starts no threads any more: see `_send_here`.
                         if not isinstance(error, RuntimeError):
                             raise
 
-    def _take_anyway(self, raw: _Raw) -> None:
+    def _take_anyway(self, raw: Raw) -> None:
         """Take a record that does not fit, as `overflow` says."""
         self._urgent.ring()
         if self._closed:
             self._drop(1, "the client is closed")
-            return
-        if self._overflow == "raise":
+        elif self._ended:
+            self._queue.append(raw)
+            self._flush_late()
+        elif self._overflow == "raise":
             raise RecorderFullError(f"{self._config.max_records} records wait to be sent")
-        if self._overflow == "block":
+        elif self._overflow == "block":
+            while self._is_full() and self._may_wait():
+                self._wake()
+                self._send_here(time.monotonic() + self._config.shutdown_timeout, batches=1)
+                with self._lock:
+                    if self._is_full():
+                        self._progress.wait(0.1)
             with self._lock:
-                while self._is_full() and self._may_wait():
-                    self._wake()
-                    self._progress.wait(0.1)
                 if not self._abandoned:
                     self._queue.append(raw)
                     return
@@ -295,19 +301,31 @@ class Recorder:
         else:
             self._drop(1, "the queue is full")
 
+    def _flush_late(self) -> None:
+        """Send what is there in what is left of the process's time; drop the rest."""
+        assert self._leave_by is not None
+        self.flush(max(0.0, self._leave_by - time.monotonic()))
+        if not self._is_sending() and (self._queue or self._in_memory):
+            self._closed = True
+            self._drop_rest()
+
     def _may_wait(self) -> bool:
         """Whether there will be room: the thread makes it, but not while it calls a callback that records."""
-        return not self._closed and threading.current_thread() is not self._thread
+        return not self._closed and not self._is_sending()
+
+    def _is_sending(self) -> bool:
+        """Whether this thread does: in a callback, or in a signal's handler."""
+        return threading.current_thread() in (self._thread, self._sender)
 
     def _is_full(self) -> bool:
         return len(self._queue) + self._in_memory >= self._config.max_records
 
-    def _keep(self, raw: _Raw) -> None:
+    def _keep(self, raw: Raw) -> None:
         """Write a record to the spool; where that can't be, into memory."""
-        built = self._built(raw)
+        built = self._builder.built(raw)
         if isinstance(built, Rejected):
             with self._lock:
-                self._count_rejected(built)
+                self._counts.reject(built)
             self._report_rejected(built)
             return
         assert self._spool is not None
@@ -342,6 +360,7 @@ class Recorder:
             return lost > 0
         if self._overflow == "block" and self._may_wait():
             self._wake()
+            self._send_here(time.monotonic() + self._config.shutdown_timeout, batches=1)
             time.sleep(0.01)
             return True
         return False
@@ -359,25 +378,50 @@ class Recorder:
         if not fits:
             self._drop(1, "the spool is full")
 
-    def _built(self, raw: _Raw) -> tuple[UsageRecord, bytes] | Rejected:
-        """The record of a call of `record`, as it is and as JSON, or why there is none."""
-        record, fields, attributes, nanoseconds, number = raw
+    def _send_here(self, until: float, batches: float = inf) -> None:
+        """Send what is there in this thread, where the recorder has none and can't start it."""
+        if not self._left() or not self._may_send_here():
+            return
+        line = self._line
+        while self._left() and self._may_send_here() and batches and time.monotonic() < until:
+            batches -= 1
+            if not self._send_batch(line, until):
+                # It failed, or another thread has what is left.
+                seconds = _BACKOFF.jittered(line.failures, random.random()) if line.failures else 0.01
+                time.sleep(max(0.0, min(seconds, until - time.monotonic())))
+
+    def _may_send_here(self) -> bool:
+        thread = self._thread
+        gone = thread is None or not thread.is_alive()
+        return gone and not self._is_sending() and not self._closed
+
+    def _send_batch(self, line: Line, until: float | None = None) -> bool:
+        """Send a batch, and tell whether there was one and it came through; `line` has the error."""
+        if not self._sending.acquire(timeout=-1 if until is None else max(0.0, until - time.monotonic())):
+            return False
+        batch: SpoolBatch | None = None
+        waiting: list[_Waiting] = []
         try:
-            built = self._build(record, fields, attributes)
-            if not built.idempotency_key:
-                built.idempotency_key = self._key_of(nanoseconds, number)
-            # In JSON other types than a field's may become another value, or none that can be read again.
-            broken = "" if self._spool is None else broken_rules(built)
-            if built.timestamp is None:
-                built.timestamp = _moment(nanoseconds)
-            if broken:
-                return Rejected(record=built, reason=broken)
-            try:
-                return built, USAGE_RECORD.encode_json(built)
-            except EncodeError as error:
-                return Rejected(record=built, reason=broken_rules(built) or str(error))
-        except Exception as error:  # noqa: BLE001  # whatever it was, it is the caller's to be told, not to get
-            return Rejected(record=record if isinstance(record, UsageRecord) else None, reason=text_of(error))
+            self._sender = threading.current_thread()
+            line.until = until
+            self._build_waiting()
+            batch, waiting = self._next_batch()
+            line.error = None
+            if waiting:
+                with contextlib.nullcontext() if self._warm else self._importing:
+                    self._deliver(line, batch, waiting)
+                line.failures, self._warm = 0, True
+        except BaseException as error:
+            self._put_back(batch, waiting)
+            if not isinstance(error, Exception):
+                raise  # a KeyboardInterrupt
+            line.error = error
+            line.failures += 1
+            self._say(type(error).__name__, f"records can't be sent and wait: {error}")
+        finally:
+            self._sender = None
+            self._sending.release()
+        return line.error is None and bool(waiting)
 
     # What follows runs in the thread.
 
@@ -385,37 +429,24 @@ class Recorder:
         with self._starting:
             if self._thread is not threading.current_thread():
                 return  # who started it was interrupted
-        connection: Connection | None = None
-        failures, looked = 0, time.monotonic()
+        line, looked = Line(self._connect), time.monotonic()
         while True:
             self._hurry.silence()
-            batch: SpoolBatch | None = None
-            waiting: list[_Waiting] = []
-            try:
-                self._build_waiting()
-                batch, waiting = self._next_batch()
-                if waiting:
-                    with contextlib.nullcontext() if self._warm else self._importing:
-                        connection = connection or self._connect()
-                        self._deliver(connection, batch, waiting)
-                    failures, self._warm = 0, True
-                    continue
-            except Exception as error:  # noqa: BLE001  # kept for the next attempt, and told
-                self._put_back(batch, waiting)
-                failures += 1
-                self._rest(error, failures)
-            else:
-                if self._closed:
-                    break
+            if self._send_batch(line):
+                continue
+            if line.error is not None:
+                self._rest(line.error, line.failures)
+            elif not self._closed:
                 self._wait_for_more()
+            else:
+                break
             if self._spool is not None and time.monotonic() - looked > _TAKE_OVER_SECONDS:
                 looked = time.monotonic()
                 self._take_over()
             if self._closed:
                 break
         self._close_spool()  # who closed the recorder may not have waited for this thread
-        if connection is not None:
-            connection.close()
+        line.close()
 
     def _wait_for_more(self) -> None:
         """Wait for a record, for at most _IDLE_SECONDS."""
@@ -437,7 +468,6 @@ class Recorder:
 
     def _rest(self, error: Exception, failures: int) -> None:
         """Wait before the next attempt, after so many failures in a row."""
-        self._say(type(error).__name__, f"records can't be sent and wait: {error}")
         hint = getattr(error, "retry_after", None)
         seconds = _BACKOFF.jittered(failures, random.random()) if hint is None else _BACKOFF.hinted(hint)
         until = time.monotonic() + seconds
@@ -455,13 +485,13 @@ class Recorder:
                 taken = len(raws)
                 self._in_memory += taken
             for raw in raws:
-                built = self._built(raw)
+                built = self._builder.built(raw)
                 with self._lock:
                     if self._abandoned:
                         return  # they were counted as dropped, and that was said
                     if isinstance(built, Rejected):
                         self._in_memory -= 1
-                        self._count_rejected(built)
+                        self._counts.reject(built)
                     else:
                         record, payload = built
                         self._backlog.append((record, len(payload)))
@@ -495,14 +525,14 @@ class Recorder:
             if not self._abandoned:
                 self._backlog.extendleft(reversed(waiting))
 
-    def _deliver(self, connection: Connection, batch: SpoolBatch | None, waiting: list[_Waiting]) -> None:
-        settled = submitted(connection, [record for record, _ in waiting])
+    def _deliver(self, line: Line, batch: SpoolBatch | None, waiting: list[_Waiting]) -> None:
+        settled = submitted(line, [record for record, _ in waiting])
         records, size = len(waiting), sum(size for _, size in waiting)
         with self._lock:
             if self._abandoned and batch is None:
                 return  # they were counted as dropped, and that was said
             for record, result in settled:
-                self._settle(record, result)
+                self._counts.settle(record, result)
             if batch is None:
                 # Nothing is called in these lines: a finalizer that records changes the same numbers.
                 self._backlog_bytes -= size
@@ -524,22 +554,6 @@ class Recorder:
             for record, result in settled:
                 if record is not None:
                     self._call(on_result, record, result)
-
-    def _settle(self, record: UsageRecord | None, result: SubmitResult) -> None:
-        counts = self._counts
-        if result.status == SubmitStatus.CREATED:
-            counts.delivered += 1
-        elif result.status == SubmitStatus.DUPLICATE:
-            counts.duplicates += 1
-        elif result.status == SubmitStatus.CONFLICT:
-            counts.conflicts += 1
-            self._rejected.append(Rejected(record=record, reason=reason_of(result)))
-        else:
-            self._count_rejected(Rejected(record=record, reason=reason_of(result)))
-
-    def _count_rejected(self, rejected: Rejected) -> None:
-        self._counts.rejected += 1
-        self._rejected.append(rejected)
 
     def _report_rejected(self, rejected: Rejected) -> None:
         """Tell both callbacks of a record that is not sent, as of one that a server refused."""
@@ -582,8 +596,3 @@ class Recorder:
             function(*arguments)
         except Exception:  # noqa: BLE001  # the user's own
             _log.exception("a callback of the recorder failed")
-
-
-def _moment(nanoseconds: int) -> datetime:
-    # Exact to the microsecond until the year 2106, and much faster than a timedelta.
-    return datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC)

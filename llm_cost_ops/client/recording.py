@@ -13,11 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import llm_cost_ops.client.exits  # noqa: F401  # while atexit still takes functions, and before the program's
 from llm_cost_ops._gen.messages import BatchReceipt, UsageRecord
 from llm_cost_ops._gen.resources import AsyncUsageResource, UsageResource
 from llm_cost_ops.client.attribution import Attributes, Attribution
-from llm_cost_ops.rpc.channel import AsyncChannel, Channel
+from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.forks import forget_in_children, quiesce_for_forks
+from llm_cost_ops.rpc.threads import outside_of_loops, started
 
 if TYPE_CHECKING:
     from llm_cost_ops.client.recorder import FlushReport, Recordable, Recorder
@@ -95,9 +97,11 @@ class Recording:
 
         def handle(number: int, frame: FrameType | None) -> None:
             # In a thread: the main one may hold a lock where the signal found it.
-            closing = threading.Thread(target=self.close, name="llm-cost-ops-sigterm", daemon=True)
-            closing.start()
-            closing.join(self._config.shutdown_timeout + 0.5)
+            closing = started(self.close, "llm-cost-ops-sigterm")
+            if closing is None:
+                self.close()
+            else:
+                closing.join(self._config.shutdown_timeout + 0.5)
             if callable(previous):
                 previous(number, frame)
             else:
@@ -133,7 +137,9 @@ class Recording:
             arguments = {name: value for name, value in fields.items() if name not in _PER_CALL}
         submitted: Any = _AS_GIVEN.submit(record, **arguments)
         if not isinstance(submitted, UsageRecord):
-            raise TypeError(f"usage must be a UsageRecord, not {type(submitted).__name__}")
+            from llm_cost_ops.rules.requests import no_record
+
+            raise TypeError("usage " + no_record("usage", submitted).description)
         made: UsageRecord = submitted
         if "idempotency_key" in fields:
             made = copy.copy(made)
@@ -168,15 +174,15 @@ class _SyncConnection:
     def __init__(self, channel: Channel) -> None:
         self._usage = UsageResource(channel)
 
-    def send(self, records: list[UsageRecord]) -> BatchReceipt:
-        return self._usage.submit_batch(records, retry=None)
+    def send(self, records: list[UsageRecord], timeout: float | None) -> BatchReceipt:
+        return self._usage.submit_batch(records, timeout=timeout or UNSET, retry=None)
 
     def close(self) -> None:
         """The channel is the client's to close."""
 
 
 class _AsyncConnection:
-    """Sends over an async client's channel, in an event loop of the recorder's thread."""
+    """Sends over an async client's channel, in an event loop of its own."""
 
     def __init__(self, channel: AsyncChannel) -> None:
         import asyncio  # here: a sync client has no use for it
@@ -186,16 +192,18 @@ class _AsyncConnection:
 
         self._runner = asyncio.Runner()
 
-    def send(self, records: list[UsageRecord]) -> BatchReceipt:
+    def send(self, records: list[UsageRecord], timeout: float | None) -> BatchReceipt:
         async def submit() -> BatchReceipt:
-            return await self._usage.submit_batch(records, retry=None)
+            return await self._usage.submit_batch(records, timeout=timeout or UNSET, retry=None)
 
-        return self._runner.run(submit())
+        with outside_of_loops():
+            return self._runner.run(submit())
 
     def close(self) -> None:
-        with contextlib.suppress(Exception):
-            self._runner.run(self._channel.close())
-        self._runner.close()
+        with outside_of_loops():
+            with contextlib.suppress(Exception):
+                self._runner.run(self._channel.close())
+            self._runner.close()
 
 
 def sync_connection(channel: Channel) -> _SyncConnection:

@@ -7,33 +7,61 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 from llm_cost_ops._gen.messages import BatchReceipt, RecordError, SubmitResult, SubmitStatus, UsageRecord
 from llm_cost_ops.exceptions import CostOpsError, ServerError, ValidationError
 from llm_cost_ops.rpc.status import StatusCode
 
-__all__ = ["Connection", "invalid", "reason_of", "submitted", "text_of"]
+__all__ = ["Connection", "Line", "invalid", "reason_of", "submitted", "text_of"]
 
 _PLACE = re.compile(r"records\[\d+\]\.?")
 
 
 class Connection(Protocol):
-    """How a recorder reaches a service. Used by the recorder's thread alone."""
+    """How a recorder reaches a service. Used by one thread."""
 
-    def send(self, records: list[UsageRecord]) -> BatchReceipt:
-        """Submit a batch once, without retries; raises CostOpsError."""
+    def send(self, records: list[UsageRecord], timeout: float | None) -> BatchReceipt:
+        """Submit a batch once, without retries, within so many seconds; None for the client's own timeout.
+
+        Raises CostOpsError.
+        """
 
     def close(self) -> None:
         """Let go of what was opened."""
 
 
-def submitted(
-    connection: Connection, waiting: list[UsageRecord | str]
-) -> list[tuple[UsageRecord | None, SubmitResult]]:
+class Line:
+    """The way to the service of one thread, and how often in a row it failed.
+
+    It sends `until` a point in time of `time.monotonic`; None for as long as the client's calls may take.
+    """
+
+    def __init__(self, connect: Callable[[], Connection]) -> None:
+        self._connect = connect
+        self._connection: Connection | None = None
+        self.until: float | None = None
+        self.failures = 0
+        self.error: Exception | None = None
+
+    def send(self, records: list[UsageRecord]) -> BatchReceipt:
+        """Submit a batch, over a connection that is opened for the first one."""
+        self._connection = self._connection or self._connect()
+        seconds = None if self.until is None else max(0.001, self.until - time.monotonic())
+        return self._connection.send(records, seconds)
+
+    def close(self) -> None:
+        """Let go of what was opened."""
+        if self._connection is not None:
+            self._connection.close()
+
+
+def submitted(line: Line, waiting: list[UsageRecord | str]) -> list[tuple[UsageRecord | None, SubmitResult]]:
     """Each record with its result; None with an invalid one where there is only a reason for no record."""
     records = [record for record in waiting if isinstance(record, UsageRecord)]
-    results = iter(_submitted(connection, records) if records else ())
+    results = iter(_submitted(line, records) if records else ())
     return [
         (None, invalid(record)) if isinstance(record, str) else (record, next(results)) for record in waiting
     ]
@@ -58,15 +86,15 @@ def invalid(reason: str) -> SubmitResult:
     return SubmitResult(status=SubmitStatus.INVALID, error=RecordError(message=reason))
 
 
-def _submitted(connection: Connection, records: list[UsageRecord]) -> list[SubmitResult]:
+def _submitted(line: Line, records: list[UsageRecord]) -> list[SubmitResult]:
     """The result of each record. Of a batch that was refused for what is in it the halves are tried."""
     try:
-        results = connection.send(records).results
+        results = line.send(records).results
     except ValidationError as error:
         if len(records) == 1:
             return [invalid(error.message)]
         middle = len(records) // 2
-        return _submitted(connection, records[:middle]) + _submitted(connection, records[middle:])
+        return _submitted(line, records[:middle]) + _submitted(line, records[middle:])
     for result in results:
         if result.error is not None and result.error.code == StatusCode.UNAVAILABLE.name:
             # Such as for a clock that is wrong, there or here: the records stay until it is right again, and

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Hashable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from llm_cost_ops.client.batching import (
@@ -22,9 +23,6 @@ from llm_cost_ops.client.batching import (
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.runtime import AsyncRuntime
-
-if TYPE_CHECKING:
-    from contextvars import Context
 
 __all__ = ["TaskBatching"]
 
@@ -109,7 +107,7 @@ class TaskBatching(Batching):
         group = self._of(gathered.groups, key)
         if not group.enter():
             turn: asyncio.Future[Any] = asyncio.Future(loop=loop)
-            rider = Rider(group, continuation, request, context, turn)
+            rider = Rider(group, continuation, request, context, turn, contextvars.copy_context())
             group.add(rider, size_of(request))
             try:
                 # Here and not in a coroutine of its own: each one that waits costs the garbage collector.
@@ -166,7 +164,7 @@ class TaskBatching(Batching):
         loop = asyncio.get_running_loop()
         flights = self._gathered_in(loop).flights
         flights.add(flight)
-        task = flight.task = loop.create_task(self._fly(flight), context=_context_of(riders[0]))
+        task = flight.task = loop.create_task(self._fly(flight), context=riders[0].creator)
         group, items = riders[0].group, len(riders)
 
         # Not in the task, which may be cancelled before it begins; and after the callers have seen their
@@ -189,12 +187,3 @@ class TaskBatching(Batching):
         # Now: kept until all have seen their answers, they would be work for the garbage collector, beside
         # what is submitted next.
         flight.land()
-
-
-def _context_of(rider: Rider) -> Context | None:
-    """A copy of the context of a task that waits: asyncio keeps that beside what resumes the task.
-
-    A copy that each rider made and kept would take a thirtieth of the time that a submit takes.
-    """
-    resuming = rider.turn._callbacks  # noqa: SLF001  # nothing public tells it in Python 3.11
-    return resuming[0][1].copy() if resuming else None

@@ -74,9 +74,14 @@ class ThreadBatching(Batching):
                 raise outcome
             return outcome
         finally:
-            if not settled:
-                self._begin_anew(rider)
-            self._inside.discard(thread)
+            try:
+                if not settled:
+                    self._begin_anew(rider)
+            except BaseException:
+                self._begin_anew(rider)  # which was interrupted in its turn
+                raise
+            finally:
+                self._inside.discard(thread)
 
     async def _outcome(self, rider: Rider) -> Any:
         """What becomes of a rider: itself when it has a turn to send alone with, a flight to send for all."""
@@ -115,19 +120,21 @@ class ThreadBatching(Batching):
     def _begin_anew(self, interrupted: Rider | None) -> None:
         """Have those who wait send alone, with the same keys: some may have a turn, and nobody to tell them.
 
-        Who is in a batch that another thread sends waits for that.
+        Who is in a batch that another thread sends waits for that. May be called again.
         """
         flight = None
         with self._lock:
-            riders, self._groups, self._waiting = list(self._waiting), {}, {}
+            self._groups = {}
+            riders = list(self._waiting)
             if interrupted is not None:
                 interrupted.gone = True
                 if interrupted.turn.done() and isinstance(interrupted.turn.outcome, Flight):
                     flight = interrupted.turn.outcome
                     riders += flight.riders
             for rider in riders:
-                if rider is not interrupted and not rider.turn.done():
+                if rider is not interrupted:
                     rider.turn.set_result(ALONE)
+            self._waiting = {}
         if interrupted is not None:
             interrupted.turn.wake_next()
         if flight is not None and flight.waking is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -79,11 +80,12 @@ class ThreadTurn:
         return self._outcome is not _NOTHING
 
     def set_result(self, outcome: Any) -> None:
-        """Bring it, and wake the thread. What came before stays."""
-        if self._outcome is _NOTHING:
+        """Bring it, and wake the thread. What came before stays. May be called again."""
+        if self._outcome is _NOTHING or self._outcome is outcome:
             self._outcome = outcome
             self._awake = True  # for a batch that brings something as well
-            self._lock.release()
+            with contextlib.suppress(RuntimeError):  # it was woken already
+                self._lock.release()
 
     def set_result_of(self, outcome: Any, waking: Waking) -> None:
         """Bring it; the thread is woken when it is its turn among others. What came before stays.

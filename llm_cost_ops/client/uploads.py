@@ -30,6 +30,7 @@ from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.context import CallContext, drive, utc_now, uuid7
 from llm_cost_ops.rpc.status import RpcError, Violation, invalid_argument
 from llm_cost_ops.rpc.streams import Requests, driven
+from llm_cost_ops.rules.requests import no_record
 
 if TYPE_CHECKING:
     from llm_cost_ops.client.recorder import Recorder
@@ -171,9 +172,7 @@ class _Sender:
 
     def _take(self, segment: Segment, index: int, record: UsageRecord) -> None:
         if not isinstance(record, UsageRecord):
-            raise _refused(
-                Violation(f"records[{index}]", f"must be a UsageRecord, not {type(record).__name__}")
-            )
+            raise _refused(no_record(f"records[{index}]", record))
         if self._check is not None:
             violations: list[Violation] = []
             now = utc_now(self._core.runtime)

@@ -152,13 +152,17 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         msgspec.structs.force_setattr(self, "default_headers", headers)
 
     def _check_key(self) -> None:
-        key = self.api_key
+        key: object = self.api_key
         if key is None or callable(key):
             return
         if isinstance(key, str) and "://" in key:
             # The first argument of a client is its key: a URL there would leave the calls to another place.
             raise ConfigurationError(
                 "api_key is a URL: give that as base_url, and the key as api_key", parameter="api_key"
+            )
+        if isinstance(key, ClientConfig):
+            raise ConfigurationError(
+                "api_key is a ClientConfig: give that as config, and the key as api_key", parameter="api_key"
             )
         if not isinstance(key, str) or not _HEADER_VALUE.fullmatch(key):
             # The value is a secret, so the message does not show it.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
 from typing import Any, get_type_hints
@@ -24,6 +25,7 @@ __all__ = ["FIELDS", "Mapping", "assignments", "check_once", "overlay", "put", "
 # The fields of a record whose values have one form: in CSV and in --set they come as text.
 _INTEGERS = {name for name, kind in get_type_hints(UsageRecord).items() if kind in (int, int | None)}
 _ENUMS: dict[str, type[OpenEnum]] = {"operation": Operation, "outcome": Outcome, "quality": UsageQuality}
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 _MAPS = ("labels", "meters", "modality", "metadata")
 FIELDS = {field.name for field in msgspec.structs.fields(UsageRecord)} - {"unknown_"}
 
@@ -42,7 +44,9 @@ def put(fields: dict[str, Any], path: str, text: str) -> None:
     elif name == "tags":
         value = _tags(text)
     elif name == "observation":
-        value = text.lower() in ("true", "1")
+        value = _TRUTHS.get(text.lower())
+        if value is None:
+            raise ValueError(f"observation must be true or false, not {text[:40]!r}")
     elif name == "timestamp":
         value = coerce.instant(text)
         if not isinstance(value, datetime):
@@ -127,13 +131,15 @@ def overlay(record: UsageRecord, given: dict[str, str]) -> None:
         record.total_tokens = None
 
 
-def check_once(column: str, columns: list[str]) -> None:
+def check_once(read: Iterable[str], columns: list[str]) -> None:
     """Raise ConfigurationError for a column that is read and that a table has twice."""
-    if columns.count(column) > 1:
-        raise ConfigurationError(
-            f"the file has the column {column!r} more than once: rename all but the one that counts",
-            parameter="file",
-        )
+    found = Counter(columns)
+    for column in read:
+        if found[column] > 1:
+            raise ConfigurationError(
+                f"the file has the column {column!r} more than once: rename all but the one that counts",
+                parameter="file",
+            )
 
 
 class Mapping:
@@ -152,6 +158,7 @@ class Mapping:
 
     def check(self, columns: list[str]) -> None:
         """Raise ConfigurationError for a column that a table does not have."""
+        read = []
         for field, source in self._given.items():
             for column in _columns(source, columns.__contains__):
                 if column not in columns:
@@ -160,7 +167,8 @@ class Mapping:
                         f"--map {field}={source}: the file has no column {column!r}, only {known}",
                         parameter="map",
                     )
-                check_once(column, columns)
+                read.append(column)
+        check_once(read, columns)
         self._unseen.clear()
 
     def apply(self, row: dict[str, object]) -> dict[str, object]:

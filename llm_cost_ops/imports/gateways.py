@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from functools import partial
 
 from llm_cost_ops.imports.values import (
-    PROVIDERS,
     Format,
     Found,
     Part,
@@ -25,6 +24,7 @@ from llm_cost_ops.imports.values import (
     whole_input,
 )
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
+from llm_cost_ops.rules.providers import provider_named
 from llm_cost_ops.types import Operation, Outcome, UsageRecord
 
 __all__ = ["HELICONE", "LANGFUSE", "LANGSMITH", "LITELLM", "OPENROUTER_ACTIVITY", "OPENROUTER_GENERATION"]
@@ -77,7 +77,7 @@ def _read_litellm(obj: dict[str, object], _state: State) -> Found:
     model = text(obj, "model")
     prefix, slash, rest = model.partition("/")
     stated = text(obj, "custom_llm_provider")
-    provider = PROVIDERS.get(stated, stated) or (prefix if slash else "") or provider_of(model)
+    provider = provider_named(stated) or (prefix if slash else "") or provider_of(model)
     output = count(obj, "completion_tokens")
     failed = text(obj, "status") == "failure"
     request_id = text(obj, "request_id")
@@ -251,7 +251,7 @@ def _helicone(row: dict[str, object]) -> UsageRecord:
 def _helicone_usage(row: dict[str, object]) -> UsageRecord:
     model = text(row, "model", "response_model", "model_override", "request_model")
     stated = text(row, "provider").lower()
-    provider = PROVIDERS.get(stated, stated)
+    provider = provider_named(stated)
     if provider in ("", "custom"):
         provider = provider_of(model)
     body = nested(row, "response_body")
@@ -423,7 +423,7 @@ def _langsmith(run: dict[str, object]) -> UsageRecord:
     total = count(usage, "total_tokens")
     total = count(run, "total_tokens") if total is None else total
     return made(
-        provider=PROVIDERS.get(stated, stated) or provider_of(model),
+        provider=provider_named(stated) or provider_of(model),
         model_id=model,
         input_tokens=whole_input(read, cached, written, output, total),
         output_tokens=output,

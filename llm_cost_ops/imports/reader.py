@@ -154,8 +154,7 @@ class UsageFile:
             return
         row = dict.fromkeys(columns, "")
         if _format_of(row) or _is_own(row):
-            for column in filter(None, row):
-                check_once(column, columns)
+            check_once(filter(None, row), columns)
             return
         raise ConfigurationError(
             f"these columns are of no export that is known: {_listed(columns)}. Say which hold what, such as "

@@ -47,6 +47,13 @@ def _read_claude_code(obj: dict[str, object], _state: State) -> Found:
     yield Part("", record)
 
 
+_CODEX_SUMS = (
+    "input_tokens",
+    "cached_input_tokens",
+    "output_tokens",
+    "reasoning_output_tokens",
+    "total_tokens",
+)
 _CODEX_TYPES = ("session_meta", "turn_context", "event_msg", "response_item", "compacted")
 
 
@@ -57,12 +64,13 @@ def _is_codex(obj: dict[str, object]) -> bool:
 def _read_codex(obj: dict[str, object], state: State) -> Found:
     """Session and model come on separate lines; each count comes with the session's sum so far.
 
-    The same sum as before is a repetition of the same count.
+    The same sum as before is a repetition of the same count. Forks and subagents begin with the lines of the
+    session that they come from, its session_meta among them: a call has one key in all of these files.
     """
     payload = nested(obj, "payload")
     if obj["type"] == "session_meta":
-        state.setdefault("session", text(payload, "id"))
-        state.setdefault("provider", text(payload, "model_provider") or "openai")
+        state["session"] = text(payload, "id")
+        state["provider"] = text(payload, "model_provider") or "openai"
     elif obj["type"] == "turn_context":
         state["model"] = text(payload, "model")
     if obj["type"] != "event_msg" or payload.get("type") != "token_count":
@@ -80,7 +88,7 @@ def _read_codex(obj: dict[str, object], state: State) -> Found:
         anew = any(total[name] < before.get(name, 0) for name in names)
         last = {name: total[name] - (0 if anew else before.get(name, 0)) for name in names}
     session = state.get("session", "")
-    sums = ".".join(str(total.get(name, "")) for name in ("input_tokens", "output_tokens", "total_tokens"))
+    sums = ".".join(str(total.get(name, "")) for name in _CODEX_SUMS)
     when = moment(obj.get("timestamp"))
     record = made(
         provider=state.get("provider", "openai"),
@@ -88,6 +96,7 @@ def _read_codex(obj: dict[str, object], state: State) -> Found:
         input_tokens=count(last, "input_tokens"),
         output_tokens=count(last, "output_tokens"),
         cached=count(last, "cached_input_tokens"),
+        written=count(last, "cache_write_input_tokens"),
         reasoning_tokens=count(last, "reasoning_output_tokens"),
         timestamp=when,
         session_id=session,

@@ -27,6 +27,7 @@ _DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "\\t": 
 _PRETTY_ENDS = (b"{", b"[", b",")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _GAP = re.compile(r"[\s,]*")
+_WORDS = {"unexpected end of data": "a quote is not closed, so that its cell has all the lines after it"}
 
 # Made while the module is loaded, by one thread: see wire.json.decoder_of.
 _values: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
@@ -213,26 +214,29 @@ class Table:
         # Texts of calls stand in the cells of some exports. The limit is the whole process's.
         csv.field_size_limit(MAX_LINE)
         self._text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
-        first = self._text.readline(MAX_LINE)
         self._offset = 0
-        stated = re.fullmatch(r'"?sep=(.)"?\s*', first)
-        if stated:
-            delimiter, self._offset = delimiter or stated[1], 1
-            first = self._text.readline(MAX_LINE)
-        self.delimiter = delimiter or _sniffed(first)
         self.unfinished = False
-        self._rows = csv.reader(itertools.chain([first], self._lines()), delimiter=self.delimiter)
         try:
+            first = self._next_line()
+            stated = re.fullmatch(r'"?sep=(.)"?\s*', first)
+            if stated:
+                delimiter, self._offset = delimiter or stated[1], 1
+                first = self._next_line()
+            self.delimiter = delimiter or _sniffed(first)
+            lines = itertools.chain([first], iter(self._next_line, ""))
+            # Otherwise a quote that nothing closes makes all lines up to the next one a part of its cell.
+            self._rows = csv.reader(lines, delimiter=self.delimiter, strict=True)
             self.columns = [column.strip() for column in next(self._rows, [])]
         except csv.Error as error:
             raise ConfigurationError(f"the header is not CSV: {error}", parameter="file") from None
 
     def __iter__(self) -> Iterator[Line]:
         while True:
+            begun = self._number + 1
             try:
                 row = next(self._rows, None)
             except csv.Error as error:
-                yield Line(self._number, b"", f"is not CSV: {error}")
+                yield Line(begun, b"", f"is not CSV: {_WORDS.get(str(error), error)}")
                 continue
             if row is None:
                 self._text.detach()
@@ -240,10 +244,17 @@ class Table:
             if row:
                 yield self._line(row)
 
-    def _lines(self) -> Iterator[str]:
-        for line in self._text:
-            self.unfinished = not line.endswith(("\n", "\r"))
-            yield line
+    def _next_line(self) -> str:
+        """A line; "" at the end. csv.Error for one that is too long, the rest of which is dropped."""
+        line = self._text.readline(MAX_LINE + 1)
+        self.unfinished = not line.endswith(("\n", "\r"))
+        if len(line) > MAX_LINE and self.unfinished:
+            while (rest := self._text.readline(MAX_LINE)) and not rest.endswith(("\n", "\r")):
+                pass
+            # The reader counts the lines that it gets.
+            self._offset += 1
+            raise csv.Error(f"the line is longer than {MAX_LINE:,} characters")
+        return line
 
     @property
     def _number(self) -> int:

@@ -12,7 +12,6 @@ from functools import partial
 from typing import NamedTuple
 
 from llm_cost_ops.imports.values import (
-    PROVIDERS,
     Format,
     Found,
     State,
@@ -29,7 +28,7 @@ from llm_cost_ops.imports.values import (
 )
 from llm_cost_ops.normalizers import usage_from_response
 from llm_cost_ops.normalizers.record import fit_text, fit_texts, set_key
-from llm_cost_ops.rules.providers import served_by
+from llm_cost_ops.rules.providers import provider_named, served_by
 from llm_cost_ops.types import Operation, UsageQuality, UsageRecord
 
 __all__ = [
@@ -130,7 +129,7 @@ def observed(span: Span) -> UsageRecord:
         # The call is billed all the same.
         stated = text(attributes, "gen_ai.provider.name", "gen_ai.system", "llm.provider", "llm.system")
         model = text(attributes, "gen_ai.response.model", "gen_ai.request.model", "llm.model_name")
-        named = served_by(PROVIDERS.get(stated.lower(), stated), text(attributes, "server.address"))
+        named = served_by(stated, text(attributes, "server.address"))
         provider = named or provider_of(model)
         record = UsageRecord(provider=provider, model_id=model, quality=UsageQuality.UNKNOWN)
         set_key(record, _response_id(attributes))
@@ -326,7 +325,7 @@ def _openinference(attributes: dict[str, object]) -> UsageRecord:
     if embeds and read is not None and output is None:
         output = 0
     record = made(
-        provider=PROVIDERS.get(stated, stated) or provider_of(model),
+        provider=provider_named(stated) or provider_of(model),
         model_id=model,
         input_tokens=whole_input(read, cached, written, output, total),
         output_tokens=output,
@@ -356,7 +355,7 @@ def _vercel(attributes: dict[str, object]) -> UsageRecord:
     total = count(attributes, "ai.usage.totalTokens")
     embeds = "doEmbed" in text(attributes, "ai.operationId")
     record = made(
-        provider=PROVIDERS.get(stated, stated) or provider_of(model),
+        provider=provider_named(stated) or provider_of(model),
         model_id=model,
         input_tokens=whole_input(read, cached, written, output, total),
         output_tokens=output,

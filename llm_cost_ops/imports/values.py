@@ -15,7 +15,6 @@ from llm_cost_ops.types import ModalityTokens, UsageRecord
 from llm_cost_ops.wire import coerce
 
 __all__ = [
-    "PROVIDERS",
     "Format",
     "Found",
     "Part",
@@ -69,19 +68,6 @@ class Format(NamedTuple):
     read: Callable[[dict[str, Any], State], Found]
     last_counts: bool = False
     is_log: bool = False
-
-
-PROVIDERS = {
-    "google_genai": "google",
-    "google_vertexai": "google",
-    "google-ai-studio": "google",
-    "amazon_bedrock": "aws",
-    "bedrock_converse": "aws",
-    "azure_ai": "azure",
-    "azure-openai": "azure",
-    "text-completion-openai": "openai",
-    "mistralai": "mistral",
-}
 
 
 def text(obj: dict[str, object], *names: str) -> str:

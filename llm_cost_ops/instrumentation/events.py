@@ -11,6 +11,7 @@ import msgspec
 __all__ = ["EventReader", "FrameReader", "data_of"]
 
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\r?\n|\r\r")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DATA = re.compile(rb"(?m)^data: ?([^\n]*)")
 _USAGE = re.compile(rb'"usage(?:Metadata)?"\s*:\s*\{')
 _END = re.compile(
@@ -125,6 +126,8 @@ class EventReader(_KeptEvents):
 
     def _take(self, block: bytes) -> bool:
         """Keep an event where it matters; whether it is to be hidden."""
+        if not self._number:
+            block = block.removeprefix(_BYTE_ORDER_MARK)
         data = data_of(block)
         if not data:
             return False

@@ -70,9 +70,13 @@ def _begin(api_client: Any, http_method: str, path: str) -> _Watch | _BatchWatch
 
 
 class _Part(Protocol):
-    """A whole answer, or a part of a stream."""
+    """A whole answer, or a part of a stream; before 1.21 the SDK passes the object that the text is."""
 
     body: str | None
+
+
+def _text_of(part: _Part | dict[str, Any]) -> bytes:
+    return msgspec.json.encode(part) if isinstance(part, dict) else (part.body or "").encode()
 
 
 class _Watch:
@@ -82,16 +86,19 @@ class _Watch:
         self._call = call
         self._reader = EventReader()
 
-    def whole(self, response: _Part) -> None:
+    def whole(self, response: _Part | dict[str, Any]) -> None:
         """The one part of an answer that is no stream."""
-        self._call.body = (response.body or "").encode
+        try:
+            self._call.body = functools.partial(bytes, _text_of(response))
+        except Exception:  # noqa: BLE001  # as above
+            _log.warning("an answer can't be read", exc_info=True)
         self._finish(finished=True)
 
-    def part(self, response: _Part) -> None:
+    def part(self, response: _Part | dict[str, Any]) -> None:
         """One part of a stream."""
         try:
             self._call.first_byte()
-            self._reader.feed(b"data: " + (response.body or "").encode() + b"\n\n")
+            self._reader.feed(b"data: " + _text_of(response) + b"\n\n")
         except Exception:  # noqa: BLE001  # as above
             _log.warning("a stream can't be read", exc_info=True)
 
@@ -145,10 +152,10 @@ class _BatchWatch:
     def __init__(self, begin: Callable[[str], Call]) -> None:
         self._begin = begin
 
-    def whole(self, response: _Part) -> None:
+    def whole(self, response: _Part | dict[str, Any]) -> None:
         """A batch as it is now."""
         try:
-            batch = decode_tolerantly(_batches, response.body or b"{}")
+            batch = decode_tolerantly(_batches, _text_of(response) or b"{}")
             state = batch.metadata
             for number, answer in enumerate(state.output.inlined_responses.inlined_responses):
                 if raw := bytes(answer.response):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 from llm_cost_ops.instrumentation import bedrock, genai
+from llm_cost_ops.instrumentation.answers import report
 from llm_cost_ops.instrumentation.calls import Options
-from llm_cost_ops.instrumentation.http import unwrap_client, wrap_client
+from llm_cost_ops.instrumentation.http import is_wrapped, unwrap_client, wrap_client
 
 __all__ = ["http_clients_of", "instrument", "uninstrument"]
 
@@ -23,6 +26,16 @@ _PATHS = (
     ("_api_client", "_async_httpx_client"),
     (),  # an HTTP client itself
 )
+# By the package of a client that can't be instrumented.
+_OLDEST = {
+    "anthropic": "anthropic 0.3",
+    "cohere": "cohere 5.0",
+    "google": "google-genai 0.8",
+    "openai": "openai 1.0",
+}
+# What gives another client in openai and anthropic.
+_COPIES = ("copy", "with_options")
+_FOLLOWED = "llm_cost_ops_followed"
 
 
 def instrument(sdk_client: Any, options: Options) -> None:
@@ -36,12 +49,55 @@ def instrument(sdk_client: Any, options: Options) -> None:
     if (events := _bedrock_events(sdk_client)) is not None:
         bedrock.subscribe(events, options)
     elif not found:
-        raise TypeError(
-            f"sdk_client: {type(sdk_client).__module__}.{type(sdk_client).__qualname__} has no HTTP client "
-            "that can be instrumented: give the client of an SDK, such as openai.OpenAI()"
-        )
+        raise TypeError(_refusal(sdk_client))
     for http_client in found:
         wrap_client(http_client, options, sdk_client)
+    _follow_copies(sdk_client, options)
+
+
+def _refusal(sdk_client: Any) -> str:
+    kind = type(sdk_client)
+    name = sdk_client.__name__ if kind is ModuleType else f"{kind.__module__}.{kind.__qualname__}"
+    oldest = _OLDEST.get(name.partition(".")[0])
+    return (
+        f"sdk_client: {name} has no HTTP client that can be instrumented: give the client of an SDK, such as "
+        "openai.OpenAI()" + (f", of {oldest} or newer" if oldest else "")
+    )
+
+
+def _follow_copies(sdk_client: Any, options: Options) -> None:
+    """Record what copies of a client send too: one may have an HTTP client of its own.
+
+    It has where the caller gives it one, and those of AnthropicBedrock have by themselves.
+    """
+    _leave_copies(sdk_client)
+    if hasattr(sdk_client, "_client") and all(callable(getattr(sdk_client, name, None)) for name in _COPIES):
+        for name in _COPIES:
+            setattr(sdk_client, name, _following(getattr(sdk_client, name), options))
+
+
+def _leave_copies(sdk_client: Any) -> None:
+    """Undo `_follow_copies`."""
+    for name in _COPIES:
+        if hasattr(getattr(sdk_client, name, None), _FOLLOWED):
+            delattr(sdk_client, name)
+
+
+def _following(copy: Callable[..., Any], options: Options) -> Callable[..., Any]:
+    @functools.wraps(copy)
+    def followed(*args: Any, **kwargs: Any) -> Any:
+        made = copy(*args, **kwargs)
+        try:
+            for http_client in http_clients_of(made):
+                if not is_wrapped(http_client):
+                    wrap_client(http_client, options, made)
+            _follow_copies(made, options)
+        except Exception:  # noqa: BLE001  # the caller has its client, whatever is wrong with ours
+            report("what a copy of a client sends can't be recorded")
+        return made
+
+    setattr(followed, _FOLLOWED, True)
+    return followed
 
 
 def uninstrument(sdk_client: Any) -> None:
@@ -52,6 +108,7 @@ def uninstrument(sdk_client: Any) -> None:
         bedrock.unsubscribe(events)
     for http_client in http_clients_of(sdk_client):
         unwrap_client(http_client)
+    _leave_copies(sdk_client)
 
 
 def _genai_client(sdk_client: Any) -> Any:

@@ -37,7 +37,7 @@ from llm_cost_ops.instrumentation.providers import api_of, bedrock_model, fetche
 from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.rules.providers import provider_at
 
-__all__ = ["unwrap_client", "wrap_client"]
+__all__ = ["is_wrapped", "unwrap_client", "wrap_client"]
 
 _log = logging.getLogger("llm_cost_ops.instrumentation")
 
@@ -69,6 +69,12 @@ def wrap_client(
             type(owner).__qualname__,
         )
     hook.options, hook.only, hook.owner = options, only, id(owner)
+
+
+def is_wrapped(http_client: Any) -> bool:
+    """Whether an HTTP client's calls are recorded."""
+    hook = _hook_of(http_client)
+    return hook is not None and hook.options is not None
 
 
 def _differ(before: Options, now: Options) -> bool:
@@ -331,11 +337,15 @@ class _Tee:
 
 class _SyncTee(_Tee):
     def __iter__(self) -> Iterator[bytes]:
-        for data in self._inner:
-            if passing := self._watch.feed(data):
-                yield passing
-        if rest := self._watch.end():
-            yield rest
+        try:
+            for data in self._inner:
+                if passing := self._watch.feed(data):
+                    yield passing
+            if rest := self._watch.end():
+                yield rest
+        finally:
+            # Not every SDK closes an answer whose reading was broken off.
+            self._watch.finish()
 
     def close(self) -> None:
         try:
@@ -354,6 +364,7 @@ class _AsyncTee(_Tee):
             if rest := self._watch.end():
                 yield rest
         finally:
+            self._watch.finish()
             if hasattr(stream, "aclose"):
                 await stream.aclose()
 

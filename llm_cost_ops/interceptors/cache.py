@@ -20,6 +20,7 @@ __all__ = ["Cache", "ExpiringEntries"]
 
 # Metadata that differs from call to call and changes no answer.
 _PASSING = TRACING | {"x-request-id"}
+_HEALTH = "llm_cost_ops.v1.HealthService"
 
 
 class ExpiringEntries:
@@ -62,7 +63,7 @@ class ExpiringEntries:
 
 class Cache:
     """Answers from memory where it can. Any call with side effects through it clears the memory.
-    Streams of answers are not remembered.
+    Streams of answers are not remembered, nor is how a service is at the moment.
 
     An answer belongs to a method, its request and the call's metadata, credentials included, and
     to the writes that were done before it was asked for. Answers are kept as bytes, so that nobody
@@ -129,6 +130,8 @@ class Cache:
 
     def _key(self, request: object, context: CallContext) -> Hashable | None:
         method = context.method
+        if method.service == _HEALTH:
+            return None
         try:
             asked = method.request.encode_json(request)
         except EncodeError:

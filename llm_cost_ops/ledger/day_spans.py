@@ -7,6 +7,11 @@ is read, and a span of whose rows one was changed since counts for nothing until
 every answer is exact, whether or not a span is kept. Recording writes nothing for them, and they may be
 deleted at any time.
 
+Who asks decides what is kept, and may ask for anything: an organization's days are kept by so many groupings,
+and another one takes the place of the one that was used longest ago. When it was used is written once an
+hour; among those of one hour the newest gives way, so that many new ones at once push out each other. What is
+by a label that no record has gives way first.
+
 Each day is a span. Where days have nearly as many groups as rows, or many days many groups, the days that a
 query asks for are a span too; the sums of other days are then those of a span and of the days that differ.
 """
@@ -31,6 +36,7 @@ __all__ = [
     "MAX_PIECES",
     "MIN_ROWS",
     "OPEN",
+    "UNWANTED",
     "Days",
     "Fold",
     "Keys",
@@ -44,6 +50,7 @@ __all__ = [
     "allowed_values",
     "days_to_fold",
     "dimensions_of",
+    "is_wanted",
     "long_to_fold",
     "runs_of",
     "settle",
@@ -64,7 +71,10 @@ MAX_LONG = 4
 """So many spans of several days are kept for some dimensions of an organization: the last that were made."""
 
 MAX_DIMENSIONS = 32
-"""For so many combinations of dimensions an organization's days are kept; others are read from rows."""
+"""For so many combinations of dimensions an organization's days are kept."""
+
+UNWANTED = 0
+"""Instead of the hour in which sums were used: they are the first to give way."""
 
 MIN_ROWS_A_GROUP = 4
 """Days with fewer rows a group are read from rows: sums of groups that do not come again save nothing."""
@@ -132,6 +142,16 @@ def dimensions_of(where: Filter, group_by: Keys) -> Keys | None:
             return None
         names.add(f"label:{key}")
     return tuple(sorted(names))
+
+
+def is_wanted(dimensions: Keys, groups: Iterable[Keys] | None) -> bool:
+    """Whether each label of some sums is one that a record has; None where there are too many groups."""
+    missing = {at for at, name in enumerate(dimensions) if name.startswith("label:")}
+    for keys in groups or ():
+        missing -= {at for at in missing if keys[at]}
+        if not missing:
+            break
+    return groups is None or not missing
 
 
 def allowed_values(where: Filter, dimensions: Keys) -> list[tuple[int, Sequence[str]]]:

@@ -35,6 +35,7 @@ __all__ = [
     "as_text",
     "audit_event",
     "card_line",
+    "card_of",
     "card_order",
     "check_cost",
     "check_counts",
@@ -186,6 +187,14 @@ encode_struct = msgspec.json.Encoder(enc_hook=_write, order="deterministic").enc
 encode_texts = msgspec.json.Encoder(enc_hook=_write).encode
 """Lists and maps of texts as JSON."""
 _records = struct_decoder(UsageRecord)
+_cards = struct_decoder(RateCard)
+
+
+@lru_cache(maxsize=128)
+def card_of(data: bytes | str) -> RateCard:
+    """A card that priced records, read once, so that it is compiled once: it is not to be changed."""
+    card: RateCard = _cards.decode(data)
+    return card
 
 
 def encode_usage(record: UsageRecord) -> bytes:

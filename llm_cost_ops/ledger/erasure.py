@@ -6,6 +6,7 @@ exactly the user's id, wherever it stands.
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,12 +17,24 @@ from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.ledger.encoding import encode_texts
 from llm_cost_ops.ledger.types import Entry
 from llm_cost_ops.pricing.types import Pricing
+from llm_cost_ops.wire.unknown import Unknown
 
-__all__ = ["ERASABLE", "as_erased", "entry_to_rewrite", "erased_reason", "mention_of", "without_user"]
+__all__ = [
+    "ERASABLE",
+    "HAS_UNKNOWN",
+    "as_erased",
+    "entry_to_rewrite",
+    "erased_reason",
+    "mention_of",
+    "without_user",
+]
 
 _IDS = ("user_id", "session_id", "trace_id", "span_id", "retry_of_id")
-ERASABLE = (*_IDS, "tags", "labels", "metadata")
+ERASABLE = (*_IDS, "tags", "labels", "metadata", "unknown_")
 """The fields that an erasure may change."""
+
+HAS_UNKNOWN = b'{"?unknown"'
+"""How a stored record begins that has fields of a newer version: they may name a user in other letters."""
 
 _ERASED = "[erased]"
 _ANY_TIME = datetime(1970, 1, 1, tzinfo=UTC)
@@ -29,7 +42,10 @@ _UNPRICED = Pricing(CostStatus.UNPRICED, "")
 
 
 def mention_of(user_id: str) -> bytes:
-    """The id as it stands in a stored record, inside its quotes; a record without it has nothing to erase."""
+    """The id as it stands in a stored record, inside its quotes.
+
+    A record that has neither it nor HAS_UNKNOWN has nothing to erase.
+    """
     return encode_texts(user_id)[1:-1]
 
 
@@ -45,11 +61,29 @@ def without_user(record: UsageRecord, user_id: str) -> UsageRecord:
         if metadata != record.metadata:
             changes["metadata"] = metadata
     unknown = record.unknown_
-    texts = [unknown.binary, *map(bytes, unknown.json.values())] if unknown else []
-    if any(mention_of(user_id) in text for text in texts):
+    if unknown and _is_named(user_id, unknown):
         # Fields of a newer version, of which nothing is known but that they name the user.
         changes["unknown_"] = UNSET
     return replace(record, **changes) if changes else record
+
+
+def _is_named(user_id: str, unknown: Unknown) -> bool:
+    """Whether a user's id stands in unknown fields. JSON has many ways to write it: they are made one."""
+    if user_id.encode() in unknown.binary:
+        return True
+    mention = json.dumps(user_id, ensure_ascii=False)[1:-1]
+    try:
+        return any(mention in _as_one_writes_it(bytes(raw)) for raw in unknown.json.values())
+    except RecursionError:
+        # What is nested too deep to be looked into does not stay.
+        return True
+
+
+def _as_one_writes_it(raw: bytes) -> str:
+    """JSON without escapes, but for what has no other form. Of a name that an object has twice both stay."""
+    value = json.loads(raw, parse_int=str, parse_float=str, object_pairs_hook=list)
+    # A half of a surrogate pair, which JSON may have, is no UTF-8.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _without(value: Any, user_id: str) -> Any:

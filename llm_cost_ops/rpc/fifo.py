@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -39,8 +39,10 @@ class ThreadTurn:
         self._lock.acquire()
 
     def grant(self) -> bool:
+        """May be called again, where it was interrupted."""
         self.granted = True
-        self._lock.release()
+        with contextlib.suppress(RuntimeError):  # it is awake
+            self._lock.release()
         return True
 
     def wait(self, seconds: float | None) -> None:
@@ -192,64 +194,72 @@ class CallQueue:
     Threads and tasks of any event loop may share it. A server that refuses calls, since it has too many, is
     sent fewer at a time: each round of refusals halves how many are let in, down to one, and each call that
     is not refused adds a part of one, up to `limit`. That is the pace that all calls to one server share.
+
+    An owner stands for one call. An interrupt, such as KeyboardInterrupt, may come at any point here: who
+    gets one says that it leaves, and once more where that came out of `leave`.
     """
 
     def __init__(self, limit: int) -> None:
         self._lock = threading.RLock()
         self._max = float(limit)
         self._window = float(limit)
-        self._in_flight = 0
+        self._inside: set[object] = set()
         # Calls that were in flight when the window was halved: how they end says nothing about the new one.
         self._before_halving = 0
-        self._waiting = Fifo[Turn]()
+        self._waiting: OrderedDict[object, ThreadTurn | TaskTurn] = OrderedDict()
 
     @property
     def window(self) -> int:
         """How many calls are let in at a time, now."""
         return int(self._window)
 
-    def enter(self, seconds: float | None) -> bool:
+    def enter(self, owner: object, seconds: float | None) -> bool:
         """Wait for a turn by blocking the thread; False when `seconds` pass first."""
-        if self.enter_now():
+        if self.enter_now(owner):
             return True
         turn = ThreadTurn()
-        if self._joined(turn):
+        if self._joined(owner, turn):
             turn.wait(seconds)
-            return self._withdrawn(turn)
+            return self._is_let_in(owner, turn)
         return True
 
-    async def enter_async(self) -> None:
+    async def enter_async(self, owner: object) -> None:
         """Wait for a turn in asyncio. A wait that is cancelled leaves the queue."""
-        if self.enter_now():
+        if self.enter_now(owner):
             return
         turn = TaskTurn()
-        if self._joined(turn):
+        if self._joined(owner, turn):
             try:
                 await turn.wait()
             except BaseException:
-                if self._withdrawn(turn):
-                    self.leave()
+                self.leave(owner)
                 raise
+            self._is_let_in(owner, turn)
 
-    def enter_now(self) -> bool:
+    def enter_now(self, owner: object) -> bool:
         """Take a turn, if there is one and nobody waits."""
         with self._lock:
-            if self._waiting or self._in_flight + 1 > self._window:
+            if self._waiting or len(self._inside) + 1 > self._window:
                 return False
-            self._in_flight += 1
+            self._inside.add(owner)
             return True
 
-    def leave(self, *, refused: bool = False) -> None:
-        """Give the turn to who waits longest. `refused` says that the server had too many calls."""
+    def leave(self, owner: object, *, refused: bool = False) -> None:
+        """Give the turn to who waits longest. `refused` says that the server had too many calls.
+
+        Who has no turn waits for none any more.
+        """
         with self._lock:
-            self._in_flight -= 1
-            if self._before_halving:
-                self._before_halving -= 1
-            elif refused:
-                self._window = max(1.0, self._window / 2)
-                self._before_halving = self._in_flight
-            elif self._window < self._max:
-                self._window = min(self._max, self._window + 1 / self._window)
+            self._waiting.pop(owner, None)
+            if owner in self._inside:
+                self._inside.discard(owner)
+                if self._before_halving:
+                    self._before_halving -= 1
+                elif refused:
+                    self._window = max(1.0, self._window / 2)
+                    self._before_halving = len(self._inside)
+                elif self._window < self._max:
+                    self._window = min(self._max, self._window + 1 / self._window)
             self._admit()
 
     def close(self) -> None:
@@ -259,17 +269,24 @@ class CallQueue:
             self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self._in_flight + 1 <= self._window:
-            self._in_flight += self._waiting.grant_next()
+        # In this order: who was granted a turn is inside, although an interrupt comes before that is noted.
+        while self._waiting and len(self._inside) + 1 <= self._window:
+            owner, turn = next(iter(self._waiting.items()))
+            if turn.grant():
+                self._inside.add(owner)
+            self._waiting.pop(owner, None)
 
-    def _joined(self, turn: Turn) -> bool:
+    def _joined(self, owner: object, turn: ThreadTurn | TaskTurn) -> bool:
         with self._lock:
-            if not self._waiting and self._in_flight + 1 <= self._window:
-                self._in_flight += 1
+            if not self._waiting and len(self._inside) + 1 <= self._window:
+                self._inside.add(owner)
                 return False
-            self._waiting.join(turn)
+            self._waiting[owner] = turn
             return True
 
-    def _withdrawn(self, turn: Turn) -> bool:
+    def _is_let_in(self, owner: object, turn: ThreadTurn | TaskTurn) -> bool:
         with self._lock:
-            return self._waiting.withdraw(turn)
+            self._waiting.pop(owner, None)
+            if turn.granted:
+                self._inside.add(owner)
+            return turn.granted

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from llm_cost_ops.rpc.batches import IdleTimeout, batches_in_asyncio, batches_inline
+from llm_cost_ops.rpc.threads import is_ending
 from llm_cost_ops.rpc.wake import arrival
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ class Runtime(Protocol):
         """
 
     async def offload(self, function: Callable[..., T], *args: object) -> T:
-        """Run what takes long where it holds nobody up: inline when sync, in a thread under asyncio."""
+        """Run what takes long where it holds nobody up: inline when sync, in a thread under asyncio.
+
+        Inline there too once the interpreter is ending.
+        """
 
     def batches(
         self, items: AsyncIterator[T], most: int, seconds: float, idle_timeout: IdleTimeout
@@ -125,6 +129,8 @@ class AsyncRuntime(_Clock):
     async def offload(self, function: Callable[..., T], *args: object) -> T:
         import asyncio
 
+        if is_ending():  # the pool takes nothing any more
+            return function(*args)
         return await asyncio.to_thread(function, *args)
 
     def batches(

@@ -7,23 +7,25 @@ from functools import lru_cache
 
 __all__ = ["PROVIDER_FALLBACKS", "canonical_provider", "provider_at", "provider_named", "served_by"]
 
+# What providers are called by SDKs, gateways and frameworks; the catalog's own names are among them.
 _ALIASES = {
-    "vertex": "google",
-    "vertexai": "google",
-    "vertex_ai": "google",
-    "gemini": "google",
-    "gcp.gemini": "google",
-    "gcp.vertex_ai": "google",
-    "azure_openai": "azure",
-    "azure.ai.openai": "azure",
-    "bedrock": "aws",
-    "aws_bedrock": "aws",
-    "aws.bedrock": "aws",
-    "mistralai": "mistral",
-    "mistral_ai": "mistral",
-    "xai": "x-ai",
-    "x_ai": "x-ai",
-    "cohere_chat": "cohere",
+    alias: provider
+    for provider, aliases in {
+        "aws": "amazon amazon-bedrock amazon_bedrock aws-bedrock aws.bedrock aws_bedrock bedrock "
+        "bedrock_converse",
+        "azure": "azure-openai azure.ai.openai azure_ai azure_openai",
+        "cohere": "cohere_chat",
+        "fireworks": "fireworks_ai",
+        "google": "gcp.gemini gcp.vertex_ai gemini google-ai-studio google-vertex google_genai "
+        "google_vertexai vertex vertex_ai vertexai",
+        "mistral": "mistral_ai mistralai",
+        "moonshotai": "moonshot",
+        "openai": "text-completion-openai",
+        "together": "together-ai together_ai togetherai",
+        "voyageai": "voyage",
+        "x-ai": "x_ai xai",
+    }.items()
+    for alias in aliases.split()
 }
 
 _HOSTS = {

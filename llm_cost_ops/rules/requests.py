@@ -61,6 +61,7 @@ __all__ = [
     "is_as_kept",
     "keeps_unknown",
     "known_total",
+    "no_record",
     "states_no_count",
     "total_tokens",
     "usage_error",
@@ -404,9 +405,10 @@ def usage_error(record: UsageRecord) -> ValidationError:
     return ValidationError(violations_text(violations), violations=tuple(violations))
 
 
-def _no_record(path: str, value: object) -> Violation:
+def no_record(path: str, value: object) -> Violation:
     """What is wrong with something else in the place of a record, such as a dict of its fields."""
-    return Violation(path, f"must be a UsageRecord, not {type(value).__name__}")
+    made = ": UsageRecord(**fields), or usage_from_response(answer)" if isinstance(value, dict) else ""
+    return Violation(path, f"must be a UsageRecord, not {type(value).__name__}{made}")
 
 
 def _submit(
@@ -422,7 +424,7 @@ def _submit(
         now = None if record.timestamp is None else context.now()
         check_record(record, "", now, violations, keep_unknown)
     else:
-        violations.append(_no_record("usage", record))
+        violations.append(no_record("usage", record))
 
 
 def _submit_at_any_time(
@@ -460,7 +462,7 @@ def _batch(
         )
     for index, record in enumerate(records):
         if not isinstance(record, UsageRecord):
-            violations.append(_no_record(f"records[{index}]", record))
+            violations.append(no_record(f"records[{index}]", record))
 
 
 def _create_price(
@@ -488,7 +490,7 @@ def _estimate(
 ) -> None:
     record: Any = request.usage
     if type(record) is not UsageRecord:
-        violations.append(_no_record("usage", record))
+        violations.append(no_record("usage", record))
         return
     # Nobody pays yet; and a call may be meant for a time when another price holds.
     now, moment = context.now(), record.timestamp

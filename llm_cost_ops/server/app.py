@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -31,6 +34,16 @@ __all__ = [
     "tcp_listener",
 ]
 
+
+_log = logging.getLogger("llm_cost_ops.server")
+
+# asyncio takes as many connections in a row as may wait, before anything else goes on, and tries as often
+# where it can take none.
+_TAKEN_AT_ONCE = 64
+_MAY_WAIT = 2048
+
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_BETWEEN_LINES = 60.0  # seconds
 
 AsgiApplication = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -89,6 +102,7 @@ class HttpServer:
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            backlog=_TAKEN_AT_ONCE,
             timeout_keep_alive=max(1, round(limits.idle_timeout)),
             h11_max_incomplete_event_size=limits.max_header_bytes,
             **({} if tls is None else _tls_settings(tls)),
@@ -105,6 +119,7 @@ class HttpServer:
                 await self._task
                 raise RuntimeError("the server ended before it started")
             await asyncio.sleep(0.005)
+        listener.listen(_MAY_WAIT)
         if self._uds is not None:
             return f"unix:{self._uds}"
         host, port = listener.getsockname()[:2]
@@ -193,7 +208,9 @@ async def serve(
     readiness to say so; after `drain_delay` seconds the servers accept no more, calls in flight get
     `grace` seconds, and `close` is awaited last. `reload` is called on SIGHUP.
     A second signal to stop ends the delay and the grace.
+    The process may have as many open files from then on as its hard limit lets it.
     """
+    _allow_files()
     stop, hurry = stopped or asyncio.Event(), asyncio.Event()
     started: list[Server] = []
     handlers: dict[signal.Signals, Callable[[], object]] = dict.fromkeys(
@@ -202,7 +219,7 @@ async def serve(
     if reload is not None:
         # Without one, SIGHUP keeps its usual effect: the end of a terminal ends the server.
         handlers[signal.SIGHUP] = reload
-    with _signals(handlers):
+    with _signals(handlers), _few_lines():
         try:
             for server in servers:
                 address = await server.start()
@@ -242,6 +259,39 @@ def _signals(handlers: dict[signal.Signals, Callable[[], object]]) -> Iterator[N
     finally:
         for number in watched:
             loop.remove_signal_handler(number)
+
+
+def _allow_files() -> None:
+    """Every connection is an open file, and the usual limit, 1024, is there for programs that call select."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a system may have a limit of its own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+@contextlib.contextmanager
+def _few_lines() -> Iterator[None]:
+    """While it is open, that connections can't be taken is a line a minute.
+
+    asyncio logs a traceback for each that it tries to take, and tries again each second.
+    """
+    loop = asyncio.get_running_loop()
+    said = float("-inf")
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal said
+        error = context.get("exception")
+        if "socket" not in context or not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+            loop.default_exception_handler(context)
+        elif loop.time() - said >= _BETWEEN_LINES:
+            said = loop.time()
+            _log.error("connections are not taken until others end: %s", error.strerror)
+
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(handle)
+    try:
+        yield
+    finally:
+        loop.set_exception_handler(before)
 
 
 class ServerTls(msgspec.Struct, frozen=True, kw_only=True):

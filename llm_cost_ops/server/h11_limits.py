@@ -160,6 +160,8 @@ class LimitedProtocol(H11Protocol):
         for timer in (self._reading, self._writing):
             if timer is not None:
                 timer.cancel()
+        # uvicorn leaves this one to run out where a connection was reset, and with it all of the connection.
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:

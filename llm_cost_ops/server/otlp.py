@@ -104,21 +104,29 @@ class _Request(msgspec.Struct, frozen=True, rename="camel"):
     resource_spans: list[msgspec.Raw] | None = None
 
 
+# Made as this is loaded: two threads that make the first one of a struct end the process, as `decoder_of` in
+# `wire/json.py` says.
+_requests = msgspec.json.Decoder(_Request)
+_resources = msgspec.json.Decoder(_ResourceSpans)
+_scopes = msgspec.json.Decoder(_Scope)
+_spans = msgspec.json.Decoder(_Span)
+_shapes = msgspec.json.Decoder(_Shape)
+
+
 def json_spans(data: bytes) -> Iterator[Span]:
     """The spans of a request in JSON that may be calls. Raises DecodeError."""
     if data.count(b"{") > MAX_OBJECTS:
         raise DecodeError(_TOO_MANY)
-    decode = msgspec.json.decode
     try:
         data = _checked(data)
-        for raw in decode(data, type=_Request).resource_spans or ():
-            each = decode(raw, type=_ResourceSpans)
+        for raw in _requests.decode(data).resource_spans or ():
+            each = _resources.decode(raw)
             resource = {} if each.resource is None else _plain(each.resource.attributes)
             for scope in each.scope_spans or ():
-                for raw_span in decode(scope, type=_Scope).spans or ():
+                for raw_span in _scopes.decode(scope).spans or ():
                     span = bytes(raw_span)
                     if any(mark in span for mark in _MARKS):
-                        yield _from_json(decode(span, type=_Span), resource)
+                        yield _from_json(_spans.decode(span), resource)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError(f"is not OTLP in JSON: {error}") from None
 
@@ -129,7 +137,7 @@ def _checked(data: bytes) -> bytes:
     Exporters in JavaScript write half of a surrogate pair where they cut a text: it costs no other span.
     """
     try:
-        msgspec.json.decode(data, type=_Shape)
+        _shapes.decode(data)
     except msgspec.DecodeError as error:
         if isinstance(error, msgspec.ValidationError) or not _SURROGATE.search(data):
             raise
@@ -137,7 +145,7 @@ def _checked(data: bytes) -> bytes:
             data = strict_json(data)
         except (ValueError, RecursionError):
             raise error from None
-        msgspec.json.decode(data, type=_Shape)
+        _shapes.decode(data)
     return data
 
 

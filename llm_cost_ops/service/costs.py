@@ -110,8 +110,9 @@ class CostService:
         for _, _, sums in plain:
             total.add(sums, currency)
         groups: dict[tuple[str, ...], Total] = {}
+        labels = [bucket_label(bucket, time, request.time_zone) for bucket in buckets or ()]
         for keys, bucket, sums in rows if dimensions or time else ():
-            label = (bucket_label(buckets[bucket], time, request.time_zone),) if buckets else ()
+            label = labels[bucket : bucket + 1]
             groups.setdefault((*label, *keys), Total()).add(sums, currency)
         return GetCostSummaryResponse(
             data=CostSummary(
@@ -121,7 +122,7 @@ class CostService:
                 total_requests=total.requests,
                 period_start=where.start,
                 period_end=where.end,
-                breakdown=_breakdown(groups, [time] * bool(time) + dimensions, by_time=bool(time)),
+                breakdown=_breakdown(groups, [time] * bool(time) + dimensions, labels),
                 # A record counts once under each of its tags.
                 additive="tag" not in dimensions,
                 unpriced_requests=total.unpriced_requests,
@@ -135,11 +136,13 @@ class CostService:
 
 
 def _breakdown(
-    groups: dict[tuple[str, ...], Total], dimensions: list[str], *, by_time: bool
+    groups: dict[tuple[str, ...], Total], dimensions: list[str], labels: list[str]
 ) -> list[CostGroup]:
-    """The groups by time where there is time in them, and the dearest first."""
+    """The groups in the order of `labels` where they begin with one, and the dearest first."""
+    # An hour that comes twice in autumn has two labels, of which the later may be the lower as text.
+    places = {label: place for place, label in enumerate(labels)}
     ordered = sorted(
-        groups.items(), key=lambda item: (item[0][0] if by_time else "", -item[1].units, item[0])
+        groups.items(), key=lambda item: (places[item[0][0]] if places else 0, -item[1].units, item[0])
     )
     return [
         CostGroup(

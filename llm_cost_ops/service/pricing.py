@@ -138,7 +138,8 @@ class PricingService:
 
 def _of_catalog(catalog: Catalog, providers: set[str], models: set[str]) -> Iterable[RateCard | CardEntry]:
     if not models:
-        return [entry for entry in catalog.entries() if not providers or entry.provider in providers]
+        owners = set(map(catalog.provider_of, providers))
+        return [entry for entry in catalog.entries() if not owners or entry.provider in owners]
     named = (
         card
         for provider in sorted(providers) or catalog.providers()

@@ -80,6 +80,7 @@ async def test_a_ca_bundle_is_trusted(dialler: Dialler, certificate: tuple[Path,
         await dialler.open().health()
     assert caught.value.maybe_applied is False
     assert (caught.value.code, caught.value.attempts) == ("UNTRUSTED_CERTIFICATE", 1)
+    assert "; trust who signed it by TLSConfig(ca_file=...) or SSL_CERT_FILE" in str(caught.value)
     with pytest.raises(NetworkError, match=r"(?i)certificate"):
         await dialler.open("127.0.0.1", tls=TLSConfig(ca_file=str(certificate[0]))).health()
 

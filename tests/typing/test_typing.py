@@ -1,6 +1,4 @@
-"""mypy, strict, and pyright, standard, accept accepted.py and refuse the marked lines of refused.py, and only
-those.
-"""
+"""mypy and pyright, both strict, accept accepted.py and refuse in refused.py the marked lines, no others."""
 
 from __future__ import annotations
 

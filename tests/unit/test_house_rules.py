@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import importlib
 import io
 import re
 import subprocess
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.house_figures import any_share, files_of_a_submit, generated_lines, longest_import_chain
@@ -304,6 +307,35 @@ def test_one_place_hooks_into_forks() -> None:
     ]
     # Its own process is sent the signal that the handler of before would have had.
     assert sorted(called) == ["llm_cost_ops/client/recording.py", "llm_cost_ops/rpc/forks.py"]
+
+
+def _late_decoders(path: Path) -> Iterator[str]:
+    """Where functions have a decoder of a struct made, or of what is not known here."""
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    functions = [node for node in ast.walk(_tree(path)) if isinstance(node, ast.FunctionDef)]
+    for node in (node for function in functions for node in ast.walk(function)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        kinds = [each.value for each in node.keywords if each.arg == "type" and node.func.attr == "decode"]
+        for kind in kinds + (node.args[:1] if node.func.attr == "Decoder" else []):
+            # With a stand-in for what is no name of the module, such as a parameter.
+            found = eval(
+                ast.unparse(kind), {**dict.fromkeys(_names_in(kind), msgspec.Struct), **vars(module)}
+            )
+            if isinstance(found, type) and issubclass(found, msgspec.Struct):
+                yield f"{_name(path)}:{node.lineno}"
+
+
+def _names_in(node: ast.expr) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and each.id not in dir(builtins)}
+
+
+def test_decoders_of_structs_are_made_once_while_modules_are_loaded() -> None:
+    # Two threads that make the first one of a struct end the process; `decoder_of` has a lock.
+    late = {
+        where for path in _in_package() if "msgspec" in path.read_text() for where in _late_decoders(path)
+    }
+    assert {where.partition(":")[0] for where in late} == {"llm_cost_ops/wire/json.py"}, late
 
 
 def test_the_page_on_architecture_has_a_row_for_every_room() -> None:

@@ -21,7 +21,7 @@ from llm_cost_ops.ledger.postgres.errors import busy_error, closed_error
 from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.revise import revise
 from llm_cost_ops.ledger.postgres.rows import Row, row_of, series_of, units_sql
-from llm_cost_ops.ledger.postgres.workers import Connected, Ticket
+from llm_cost_ops.ledger.postgres.workers import Connected, Ticket, serve_here
 from llm_cost_ops.ledger.postgres.writing import write
 from llm_cost_ops.ledger.protocols import Alike
 from llm_cost_ops.ledger.retention import removed_duplicate
@@ -29,6 +29,7 @@ from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.threads import started
 from llm_cost_ops.rpc.wake import waking_once
 
 __all__ = ["Answer", "Appender", "PostgresBatch"]
@@ -51,19 +52,33 @@ _OF_THE_DATABASE = (
 
 # With the record as it was sent, or as it superseded one without counts; the number of the revision in force
 # where the record may be superseded itself, else NULL; and whether a user was erased from it. A record
-# that was removed is of no series.
+# that was removed is of no series. LATERAL with a limit: each is looked for by its id. Joined, all records of
+# the organization are read.
 _FIND = f"""
     SELECT u.id::text, u.key, coalesce(v.record, f.record, u.record),
         {units_sql("CASE WHEN v.id IS NULL THEN u.cost ELSE v.cost END")}, s.currency, s.status,
         u.ingested, u.ts,
         (SELECT CASE WHEN bool_or(w.kind <> 'repriced') THEN NULL ELSE coalesce(max(w.number), 1) END
         FROM llm_cost_ops.revision w WHERE w.org = u.org AND w.id = u.id),
-        EXISTS (SELECT 1 FROM llm_cost_ops.erased e WHERE e.org = u.org AND e.id = u.id)
-    FROM llm_cost_ops.usage u
-    LEFT JOIN llm_cost_ops.first_record f ON f.org = u.org AND f.id = u.id
-    LEFT JOIN llm_cost_ops.revision v ON v.org = u.org AND v.id = u.id AND v.kind = 'superseded'
-    LEFT JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = coalesce(v.series, u.series)
-    WHERE u.org = %(org)s AND u.id = ANY(%(ids)s::uuid[])
+        e.id IS NOT NULL
+    FROM unnest(%(ids)s::uuid[]) AS n (id)
+    CROSS JOIN LATERAL (
+        SELECT * FROM llm_cost_ops.usage l WHERE l.org = %(org)s AND l.id = n.id LIMIT 1
+    ) AS u
+    LEFT JOIN LATERAL (
+        SELECT l.record FROM llm_cost_ops.first_record l WHERE l.org = u.org AND l.id = u.id LIMIT 1
+    ) AS f ON true
+    LEFT JOIN LATERAL (
+        SELECT * FROM llm_cost_ops.revision l
+        WHERE l.org = u.org AND l.id = u.id AND l.kind = 'superseded' LIMIT 1
+    ) AS v ON true
+    LEFT JOIN LATERAL (
+        SELECT l.currency, l.status FROM llm_cost_ops.series l
+        WHERE l.org = u.org AND l.id = coalesce(v.series, u.series) LIMIT 1
+    ) AS s ON true
+    LEFT JOIN LATERAL (
+        SELECT l.id FROM llm_cost_ops.erased l WHERE l.org = u.org AND l.id = u.id LIMIT 1
+    ) AS e ON true
 """
 
 Answer = dict[int, Appended] | None
@@ -212,7 +227,7 @@ class Appender:
         self._begin()
 
     def put(self, batch: PostgresBatch, until: float | None) -> Ticket[Answer]:
-        """Queue what is to be appended."""
+        """Queue what is to be appended; where no thread can be started, append it."""
         ticket: Ticket[Answer] = Ticket(lambda session: self._alone(session, batch), until, writes=True)
         with self._changed:
             if self._closed:
@@ -222,16 +237,15 @@ class Appender:
             self._waiting.append((batch, ticket))
             self._waiting_rows += len(batch.rows)
             if self._is_due() and len(self._threads) == self._committing < _CONNECTIONS:
-                thread = threading.Thread(target=self._work, name="llm-cost-ops-commit", daemon=True)
-                try:
-                    thread.start()
+                thread = started(self._work, "llm-cost-ops-commit")
+                if thread is not None:
                     self._threads.append(thread)
-                except RuntimeError:  # the process may have no more threads
-                    if not self._threads:
-                        self._waiting.pop()
-                        self._waiting_rows -= len(batch.rows)
-                        raise
-            self._changed.notify()
+            if self._threads:
+                self._changed.notify()
+                return ticket
+            self._waiting.pop()
+            self._waiting_rows -= len(batch.rows)
+        serve_here(self._database, ticket)
         return ticket
 
     @property

@@ -8,7 +8,7 @@ import msgspec
 
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus
 from llm_cost_ops.ledger import audit
-from llm_cost_ops.ledger.encoding import card_line, card_order, struct_decoder
+from llm_cost_ops.ledger.encoding import card_line, card_of, card_order, struct_decoder
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.connection import Session
@@ -101,7 +101,7 @@ def keep_card(session: Session, digest: bytes, card: RateCard) -> None:
 def kept_card(session: Session, digest: bytes) -> RateCard | None:
     """The card that was kept under a digest, or None."""
     rows = session.rows("SELECT card FROM llm_cost_ops.kept_card WHERE digest = %s", digest)
-    return _cards.decode(rows[0][0]) if rows else None
+    return card_of(rows[0][0]) if rows else None
 
 
 def all_cards(session: Session) -> list[RateCard]:

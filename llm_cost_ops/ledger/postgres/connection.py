@@ -56,6 +56,8 @@ _SETTINGS = (
     "set_config('statement_timeout', {timeout}, true), "
     "set_config('client_min_messages', 'warning', true), set_config('array_nulls', 'on', true)"
 )
+# Where other tables are in the place of those that a session has read ids from, as after a restore: an error.
+_SAME_TABLES = ", 1 / (pg_relation_filenode(to_regclass('llm_cost_ops.series')) = {file})::int"
 # COMMIT waits for a standby only where something was written. What a transaction finds instead, such as a key
 # that is there, may be committed without the standby, should somebody have ended the wait for it.
 # (Not where there is no standby to wait for, nor on one: what follows says better that it takes no writes.)
@@ -127,7 +129,7 @@ class Database:
         self._conninfo = conninfo
         self._lock = Lock()
         self._replicates = False
-        self._looked = False
+        self._looked: int | None = None
         self._failure: tuple[float, Exception] | None = None
 
     def forget(self) -> None:
@@ -193,13 +195,14 @@ class Database:
 
     def _prepare(self, session: Session) -> None:
         schema.migrate(session)
-        if not self._looked and session.rows(schema.RESTORED)[0][0]:
+        [(session.series_file,)] = session.rows("SELECT pg_relation_filenode('llm_cost_ops.series')")
+        if self._looked != session.series_file and session.rows(schema.RESTORED)[0][0]:
             raise RpcError(
                 StatusCode.FAILED_PRECONDITION,
                 "the database was restored from a dump of another server: run `llm-cost-ops db migrate` once",
                 error_code="STORAGE_UNUSABLE",
             )
-        self._looked = True
+        self._looked = session.series_file
 
 
 class Session:
@@ -211,6 +214,8 @@ class Session:
         """Whether COMMIT was sent and not answered: what was written may be there."""
         self.known: dict[Any, Any] = {}
         """Ids of rows that never change, as this connection has seen them committed."""
+        self.series_file: int | None = None
+        """Where these rows are: in a table that is made anew, as by a restore, they may be others."""
         self.looks = 0
         """How many of the next writes look for their rows before they copy them; see writing.py."""
         self._synchronous_commit = synchronous_commit
@@ -259,9 +264,10 @@ class Session:
         results = self.connection.wait(self._copying("; ".join(parts).encode(), lines, len(statements)))
         if results is None:
             return False
-        for result in results:
-            if result.status == pq.ExecStatus.FATAL_ERROR:
-                raise psycopg.errors.error_from_result(result, "utf-8")
+        with self._of_same_tables():
+            for result in results:
+                if result.status == pq.ExecStatus.FATAL_ERROR:
+                    raise psycopg.errors.error_from_result(result, "utf-8")
         self.end_commit()
         return True
 
@@ -295,7 +301,7 @@ class Session:
         taken, self._numbers = self._numbers[:count], self._numbers[count:]
         return taken
 
-    def each(self, sql: str, named: dict[str, object]) -> Iterator[tuple[Any, ...]]:
+    def each(self, sql: str, named: dict[str, object]) -> Generator[tuple[Any, ...]]:
         """The rows of a query, fetched some thousands at a time; within a transaction."""
         with self.connection.cursor(name="rows") as cursor:
             cursor.itersize = _ROWS_AT_ONCE
@@ -331,7 +337,8 @@ class Session:
         Where it need not be `lasting`, nobody waits for the disk: a crash may undo all of it.
         """
         try:
-            self.run("; ".join((_BEGIN, self._settings(lasting=lasting), _PLANNED)))
+            with self._of_same_tables():
+                self.run("; ".join((_BEGIN, self._settings(lasting=lasting), _PLANNED)))
             yield
             self.commit()
         except BaseException:
@@ -342,7 +349,18 @@ class Session:
         """The statement that has the others of a transaction mean what we mean."""
         commit = self._synchronous_commit if lasting else "off"
         settings = _SETTINGS.format(commit=f"'{commit}'", timeout=f"'{self._timeout()}'")
+        if self.series_file is not None:
+            settings += _SAME_TABLES.format(file=self.series_file)
         return settings + (_MARK if commit == "on" else "")
+
+    @contextmanager
+    def _of_same_tables(self) -> Iterator[None]:
+        """Take the error of _SAME_TABLES for a connection that was lost: what is done next begins anew."""
+        try:
+            yield
+        except psycopg.errors.DivisionByZero as error:
+            self.close()
+            raise psycopg.OperationalError("other tables are in the place of those that were used") from error
 
     def _limited(self) -> str:
         """The statement that ends those of a transaction at the deadline.

@@ -24,6 +24,7 @@ from llm_cost_ops.ledger.day_spans import (
     MAX_DIMENSIONS,
     MAX_GROUPS_OF_LONG,
     OPEN,
+    UNWANTED,
     Days,
     Fold,
     Keys,
@@ -31,6 +32,7 @@ from llm_cost_ops.ledger.day_spans import (
     Span,
     Totals,
     allowed_values,
+    is_wanted,
 )
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
@@ -93,12 +95,12 @@ _COLUMNS = "org, id, first, last, seen::text, counts, groups"
 _SPANS = f"""
     WITH long AS MATERIALIZED (
         SELECT {_COLUMNS} FROM llm_cost_ops.day_span d WHERE d.org = ANY(%(orgs)s)
-        AND d.dimensions = %(dimensions)s AND d.last > d.first + 1
+        AND d.grouping = ANY(%(groupings)s) AND d.last > d.first + 1
         AND d.last > %(first)s AND d.first < %(last)s
     )
     SELECT * FROM long UNION ALL
     SELECT {_COLUMNS} FROM llm_cost_ops.day_span d WHERE d.org = ANY(%(orgs)s)
-    AND d.dimensions = %(dimensions)s AND d.last = d.first + 1
+    AND d.grouping = ANY(%(groupings)s) AND d.last = d.first + 1
     AND d.first >= least(%(first)s, (SELECT min(first) FROM long))
     AND d.first < greatest(%(last)s, (SELECT max(last) FROM long))
 """
@@ -112,10 +114,27 @@ _COUNTED = f"""
         AND bucket >= %(first)s::bigint * {QUARTERS_A_DAY} AND bucket < %(last)s::bigint * {QUARTERS_A_DAY}
     ) x GROUP BY 1, 2 HAVING sum(records) > 0
 """
-# Some are kept for other days, where the dimensions are among them.
-_FULL = (
-    "SELECT d.org FROM llm_cost_ops.day_span d WHERE d.org = ANY(%s) GROUP BY d.org "
-    "HAVING count(DISTINCT d.dimensions) >= %s AND NOT bool_or(d.dimensions = %s)"
+_HOUR = "extract(epoch FROM now())::bigint / 3600"
+_GROUPINGS = f"""
+    SELECT o.id, o.name, g.id, coalesce(g.used > {UNWANTED} AND g.used < {_HOUR}, false)
+    FROM llm_cost_ops.organization o LEFT JOIN llm_cost_ops.day_grouping g
+    ON g.org = o.id AND g.dimensions = %(dimensions)s
+"""
+# These wait for nobody: somebody else notes the same, or deletes it.
+_USE = (
+    f"UPDATE llm_cost_ops.day_grouping g SET used = {_HOUR} WHERE g.org = %(org)s AND g.id IN (SELECT l.id "
+    "FROM llm_cost_ops.day_grouping l WHERE l.org = %(org)s AND l.id = %(grouping)s "
+    f"AND l.used < {_HOUR} FOR NO KEY UPDATE SKIP LOCKED)"
+)
+_GIVE_WAY = (
+    "DELETE FROM llm_cost_ops.day_grouping g WHERE g.org = %(org)s AND g.id IN (SELECT l.id "
+    "FROM llm_cost_ops.day_grouping l WHERE l.org = %(org)s AND l.id IN (SELECT k.id "
+    "FROM llm_cost_ops.day_grouping k WHERE k.org = %(org)s ORDER BY k.used DESC, k.id OFFSET %(most)s) "
+    "FOR UPDATE SKIP LOCKED)"
+)
+_ADD_GROUPING = (
+    "INSERT INTO llm_cost_ops.day_grouping (org, dimensions, used) "
+    f"VALUES (%(org)s, %(dimensions)s, CASE WHEN %(wanted)s THEN {_HOUR} ELSE {UNWANTED} END) RETURNING id"
 )
 # Not where another server writes, or the role may not.
 _MAY_KEEP = (
@@ -123,21 +142,24 @@ _MAY_KEEP = (
     "AND current_setting('transaction_read_only') = 'off' "
     "AND has_table_privilege('llm_cost_ops.day_span', 'INSERT') "
     "AND has_table_privilege('llm_cost_ops.day_span', 'DELETE') "
+    "AND has_table_privilege('llm_cost_ops.day_grouping', 'INSERT') "
+    "AND has_table_privilege('llm_cost_ops.day_grouping', 'UPDATE') "
+    "AND has_table_privilege('llm_cost_ops.day_grouping', 'DELETE') "
     "AND has_table_privilege('llm_cost_ops.organization', 'UPDATE')"
 )
 # An erasure holds the row until it is committed, and when it was since the snapshot this fails.
 _LOCK = "SELECT o.id FROM llm_cost_ops.organization o WHERE o.id = %s FOR SHARE SKIP LOCKED"
 _DELETE = (
     "DELETE FROM llm_cost_ops.day_span d WHERE d.org = %(org)s AND (d.id = ANY(%(ids)s) "
-    "OR d.dimensions = %(dimensions)s AND d.first = %(first)s AND d.last = %(last)s)"
+    "OR d.grouping = %(grouping)s AND d.first = %(first)s AND d.last = %(last)s)"
 )
 _ADD = (
-    "INSERT INTO llm_cost_ops.day_span (org, dimensions, first, last, seen, counts, groups, sums) VALUES "
-    "(%(org)s, %(dimensions)s, %(first)s, %(last)s, %(seen)s, %(counts)s, %(groups)s, %(sums)s)"
+    "INSERT INTO llm_cost_ops.day_span (org, grouping, first, last, seen, counts, groups, sums) VALUES "
+    "(%(org)s, %(grouping)s, %(first)s, %(last)s, %(seen)s, %(counts)s, %(groups)s, %(sums)s)"
 )
 _TOO_MANY = (
     "DELETE FROM llm_cost_ops.day_span d WHERE d.org = %(org)s AND d.id IN (SELECT l.id "
-    "FROM llm_cost_ops.day_span l WHERE l.org = %(org)s AND l.dimensions = %(dimensions)s "
+    "FROM llm_cost_ops.day_span l WHERE l.org = %(org)s AND l.grouping = %(grouping)s "
     "AND l.last > l.first + 1 ORDER BY l.id DESC OFFSET %(most)s)"
 )
 
@@ -164,23 +186,23 @@ class Kept:
 
     def __init__(self, session: Session, where: Filter, dimensions: Keys, runs: Sequence[Run]) -> None:
         self._session = session
-        self._dimensions = msgspec.json.encode(dimensions).decode()
+        self._dimensions = dimensions
         self.snapshots: list[str] = []
         """Those of the spans: what is `after` the first has the number 1."""
-        query = "SELECT id, name FROM llm_cost_ops.organization"
-        if where.organization_ids:
-            found = session.rows(f"{query} WHERE name = ANY(%s)", list(where.organization_ids))
-        else:
-            found = session.rows(query)
+        names = list(where.organization_ids)
+        query = f"{_GROUPINGS} WHERE o.name = ANY(%(names)s)" if names else _GROUPINGS
+        found = session.rows(query, names=names, dimensions=_text(dimensions))
+        self.unused = [(org, grouping) for org, _, grouping, is_unused in found if is_unused]
+        """Organizations and groupings of which it is to be noted that they are used."""
         first, last = min(run.first for run in runs), max(run.last for run in runs)
         first, last = max(first, -_MAX_DAY), min(last, _MAX_DAY)
-        orgs = [org for org, _ in found]
-        spans = self._spans(orgs, first, last)
+        orgs = [org for org, *_ in found]
+        groupings = {org: grouping for org, _, grouping, _ in found}
+        spans = self._spans(groupings, first, last)
         first = min([first, *(span.first for span in spans)])
         last = max([last, *(span.last for span in spans)])
         self._counts = counted(session, orgs, first, last)
-        known = {span.org for span in spans}
-        self.organizations = {org: Days(org, name, org if org in known else None) for org, name in found}
+        self.organizations = {org: Days(org, name, grouping) for org, name, grouping, _ in found}
         numbers: dict[str, int] = {}
         for span in spans:
             after = numbers.setdefault(span.seen, len(numbers) + 1)
@@ -189,8 +211,12 @@ class Kept:
         for org, days in self.organizations.items():
             days.count({day: records for day, (records, _) in self._counts[org].items()})
 
-    def _spans(self, orgs: list[int], first: int, last: int) -> list[_Stored]:
-        rows = self._session.rows(_SPANS, orgs=orgs, dimensions=self._dimensions, first=first, last=last)
+    def _spans(self, kept: dict[int, int | None], first: int, last: int) -> list[_Stored]:
+        groupings = [grouping for grouping in kept.values() if grouping is not None]
+        if not groupings:
+            return []
+        orgs = [org for org, grouping in kept.items() if grouping is not None]
+        rows = self._session.rows(_SPANS, orgs=orgs, groupings=groupings, first=first, last=last)
         return [_Stored._make((*row[:5], decode_counts(row[5]), row[6])) for row in rows]
 
     @property
@@ -198,12 +224,12 @@ class Kept:
         """Whether anything is kept that can be read."""
         return any(days.kept or days.long for days in self.organizations.values())
 
-    def full(self, orgs: Iterable[int]) -> set[int]:
-        """Those of the organizations that have sums of so many dimensions that no others are kept."""
-        new = [org for org in orgs if self.organizations[org].grouping is None]
-        if not new:
-            return set()
-        return {org for (org,) in self._session.rows(_FULL, new, MAX_DIMENSIONS, self._dimensions)}
+    def use(self) -> bool:
+        """Note that what is kept is used; whether that was needed, and possible."""
+        noted = 0
+        for org, grouping in self.unused:
+            noted += self._session.run(_USE, org=org, grouping=grouping).rowcount
+        return noted > 0
 
     def add_spans(
         self,
@@ -254,7 +280,9 @@ class Kept:
         session, org = self._session, fold.org
         if not session.rows(_LOCK, org):
             return False
-        place: dict[str, object] = {"org": org, "dimensions": self._dimensions}
+        groups = None if found is None else [keys for keys, _, _ in found]
+        grouping = self._grouping(org, is_wanted=is_wanted(self._dimensions, groups))
+        place: dict[str, object] = {"org": org, "grouping": grouping}
         days: dict[str, object] = {"first": fold.first, "last": fold.last}
         session.run(_DELETE, **place, **days, ids=fold.instead_of)
         counts = {day: both for day, both in self._counts[org].items() if fold.first <= day < fold.last}
@@ -271,6 +299,22 @@ class Kept:
         if fold.last - fold.first > 1:
             session.run(_TOO_MANY, **place, most=day_spans.MAX_LONG)
         return True
+
+    def _grouping(self, org: int, *, is_wanted: bool) -> int:
+        """The number of the grouping that is being used; where it is new, another one may give way."""
+        session, grouping = self._session, self.organizations[org].grouping
+        if grouping is None:
+            session.run(_GIVE_WAY, org=org, most=MAX_DIMENSIONS - 1)
+            text = _text(self._dimensions)
+            [(grouping,)] = session.rows(_ADD_GROUPING, org=org, dimensions=text, wanted=is_wanted)
+            self.organizations[org].grouping = grouping
+        elif is_wanted:
+            session.run(_USE, org=org, grouping=grouping)
+        return grouping
+
+
+def _text(names: Keys) -> str:
+    return msgspec.json.encode(names).decode()
 
 
 def counted(session: Session, orgs: Sequence[int], first: int, last: int) -> dict[int, Counts]:

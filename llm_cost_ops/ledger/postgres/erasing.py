@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.encoding import decode_usage, encode_struct
-from llm_cost_ops.ledger.erasure import entry_to_rewrite, erased_reason, mention_of, without_user
+from llm_cost_ops.ledger.erasure import HAS_UNKNOWN, entry_to_rewrite, erased_reason, mention_of, without_user
 from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.day_sums import forget
@@ -24,16 +24,17 @@ from llm_cost_ops.ledger.postgres.rows import prepare
 __all__ = ["erase", "find_mentions"]
 
 _EXAMINED = 10_000
+_NAMES = "(strpos({0}.record, %(mention)s) > 0 OR strpos({0}.record, %(unknown)s) = 1)"
 _MENTIONS = f"""
     WITH page AS MATERIALIZED (
         SELECT u.org, u.id, u.xid, u.seq, u.record FROM llm_cost_ops.usage u WHERE u.org = ANY(%(orgs)s)
         AND (u.xid, u.seq) > (%(xid)s::text::xid8, %(seq)s) ORDER BY u.xid, u.seq LIMIT {_EXAMINED}
     )
-    SELECT p.org, p.id::text, p.xid, p.seq, strpos(p.record, %(mention)s) > 0
+    SELECT p.org, p.id::text, p.xid, p.seq, {_NAMES.format("p")}
         OR EXISTS (SELECT 1 FROM llm_cost_ops.first_record f
-            WHERE f.org = p.org AND f.id = p.id AND strpos(f.record, %(mention)s) > 0)
+            WHERE f.org = p.org AND f.id = p.id AND {_NAMES.format("f")})
         OR EXISTS (SELECT 1 FROM llm_cost_ops.revision v WHERE v.org = p.org AND v.id = p.id
-            AND (strpos(v.record, %(mention)s) > 0 OR strpos(v.reason, %(user)s) > 0))
+            AND ({_NAMES.format("v")} OR strpos(v.reason, %(user)s) > 0))
     FROM page p ORDER BY p.xid, p.seq
 """
 _WANTED = "unnest(%(orgs)s::int[], %(ids)s::uuid[]) AS n (org, id)"
@@ -52,8 +53,15 @@ def find_mentions(
     these; None where there are no more.
     """
     xid, seq = (0, 0) if after is None else two_numbers(after, "position")
-    orgs, mention = organization_ids(session, names), mention_of(user_id).decode()
-    rows = session.rows(_MENTIONS, orgs=orgs, xid=xid, seq=seq, mention=mention, user=user_id)
+    rows = session.rows(
+        _MENTIONS,
+        orgs=organization_ids(session, names),
+        xid=xid,
+        seq=seq,
+        mention=mention_of(user_id).decode(),
+        unknown=HAS_UNKNOWN.decode(),
+        user=user_id,
+    )
     return [row[:2] for row in rows if row[4]], f"{rows[-1][2]}.{rows[-1][3]}" if rows else None
 
 

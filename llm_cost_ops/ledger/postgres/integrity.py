@@ -59,7 +59,8 @@ def _wrong_sums(session: Session, org: int) -> Iterator[str]:
 
 
 _SPANS = (
-    "SELECT d.dimensions, d.first, d.last, d.counts, d.sums FROM llm_cost_ops.day_span d "
+    "SELECT g.dimensions, d.first, d.last, d.counts, d.sums FROM llm_cost_ops.day_span d "
+    "JOIN llm_cost_ops.day_grouping g ON g.org = d.org AND g.id = d.grouping "
     "WHERE d.org = %s AND d.groups IS NOT NULL"
 )
 

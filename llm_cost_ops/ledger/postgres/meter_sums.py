@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import product
-from typing import Any
+from typing import NamedTuple
 
 from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.ledger.day_spans import Keys, Totals
@@ -21,7 +21,7 @@ from llm_cost_ops.ledger.postgres.sums import (
     record_conditions,
     series_conditions,
 )
-from llm_cost_ops.ledger.shares import Share, shares_of
+from llm_cost_ops.ledger.shares import Counts, Place, PlainShares, Share, shares_of
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.pricing.pricebook import CompiledCard
 
@@ -32,26 +32,33 @@ def add_meter_rows(
     session: Session, where: Filter, group_by: Keys, rows: Rows, totals: Totals, orgs: Sequence[int]
 ) -> None:
     """Add what rows of organizations hold."""
-    cards = _Cards(session)
-    # The cards are looked up first: no other query can run between two rows. Where there are too many groups
-    # to be kept, this ends between two rows, and so does the cursor.
-    with closing(_rows(session, where, rows, orgs, cards)) as found:
-        for bucket, currency, pricing, units, data, *dimensions in found:
+    query = _Query(session, where, rows, orgs)
+    plain = PlainShares(query.compiled.get) if SERIES_COLUMNS.keys() | {"meter"} >= {*group_by} else None
+    # Where there are too many groups to be kept, this ends between two rows, and so does the cursor.
+    with closing(query.rows()) as found:
+        for place, units, counts, data in found:
+            if plain is not None and plain.add(place, units, counts, data):
+                continue
+            kind, bucket, pricing = place
+            series = query.series[kind]
             record: UsageRecord = decode_usage(data)
-            shares = shares_of(record, cards.found[pricing], units)
-            named = dict(zip(SERIES_COLUMNS, dimensions, strict=True))
-            reported = named["status"] == "reported"
-            for keys in product(*_values(group_by, record, named, shares)):
+            shares = shares_of(record, query.compiled[pricing], units)
+            for keys in product(*_values(group_by, record, series.named, shares)):
                 share = shares[keys[group_by.index("meter")]]
-                place = (keys, bucket, currency)
-                add_amounts(totals, place, _amounts(share, record.request_count or 1, reported=reported))
+                amounts = _amounts(share, 1, counts[0], reported=series.reported)
+                add_amounts(totals, (keys, bucket, series.currency), amounts)
+    for (kind, bucket, _), share, meter, records, requests in plain.found() if plain is not None else ():
+        series = query.series[kind]
+        keys = tuple([meter if name == "meter" else series.named[name] for name in group_by])
+        amounts = _amounts(share, records, requests, reported=series.reported)
+        add_amounts(totals, (keys, bucket, series.currency), amounts)
 
 
-def _amounts(share: Share, requests: int, *, reported: bool) -> tuple[int, ...]:
+def _amounts(share: Share, records: int, requests: int, *, reported: bool) -> tuple[int, ...]:
     put_in, put_out, cached, units, unpriced = share
     of_reported = (requests, units) if reported else (0, 0)
     return (
-        1,
+        records,
         requests,
         put_in,
         put_out,
@@ -63,40 +70,79 @@ def _amounts(share: Share, requests: int, *, reported: bool) -> tuple[int, ...]:
     )
 
 
-def _rows(
-    session: Session, where: Filter, rows: Rows, orgs: Sequence[int], cards: _Cards
-) -> Generator[tuple[Any, ...]]:
-    cost = newest(session, orgs)
-    conditions, parameters = record_conditions(where)
-    of_series, named = series_conditions(where)
-    more = "".join(f" AND {condition}" for condition in [*conditions, *of_series])
-    source = (
-        f"FROM {rows.source}{cost.join} {cost.join_series} "
-        f"JOIN llm_cost_ops.organization o ON o.id = u.org WHERE s.org = ANY(%(orgs)s){more}"
-    )
-    values = rows.parameters | parameters | named | {"orgs": list(orgs)}
-    cards.look_up([row[0] for row in session.rows(f"SELECT DISTINCT {cost.pricing} {source}", **values)])
-    columns = f"g.bucket, s.currency, {cost.pricing}, {units_sql(cost.cost)}, u.record"
-    yield from session.each(f"SELECT {columns}, {', '.join(SERIES_COLUMNS.values())} {source}", values)
+class _Series(NamedTuple):
+    """What records of a series have in common: its values by dimension, and its currency."""
+
+    named: dict[str, str]
+    currency: str
+
+    @property
+    def reported(self) -> bool:
+        """Whether their cost is what the provider stated."""
+        return self.named["status"] == "reported"
 
 
-class _Cards:
-    """The cards that priced what a query reads, each looked up once."""
+class _Query:
+    """The rows to be read, and what they refer to.
 
-    def __init__(self, session: Session) -> None:
+    That is looked up first: no other query can run between two rows. Series are not joined to each row, which
+    took twice the time of reading it.
+    """
+
+    def __init__(self, session: Session, where: Filter, rows: Rows, orgs: Sequence[int]) -> None:
         self._session = session
-        self.found: dict[int, CompiledCard | None] = {}
+        self._cost = cost = newest(session, orgs)
+        conditions, parameters = record_conditions(where)
+        more = "".join(f" AND {condition}" for condition in conditions)
+        self._source = f"FROM {rows.source}{cost.join} WHERE u.org = ANY(%(orgs)s){more}"
+        self._values = rows.parameters | parameters | {"orgs": list(orgs)}
+        self.series: list[_Series] = []
+        """By the numbers that places have."""
+        self.compiled: dict[int, CompiledCard | None] = {}
+        """By pricing, the card, None where there is none."""
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._look_up(where)
 
-    def look_up(self, pricings: Sequence[int]) -> None:
-        """Find the card of each pricing."""
+    def _look_up(self, where: Filter) -> None:
+        of_series, named = series_conditions(where)
+        columns = f"u.org, {self._cost.series} AS series, {self._cost.pricing} AS pricing"
+        found = self._session.rows(
+            f"WITH found AS MATERIALIZED (SELECT DISTINCT {columns} {self._source}) "
+            f"SELECT f.org, f.series, f.pricing, s.currency, {', '.join(SERIES_COLUMNS.values())} "
+            "FROM found f JOIN llm_cost_ops.series s ON s.org = f.org AND s.id = f.series "
+            f"JOIN llm_cost_ops.organization o ON o.id = f.org WHERE {' AND '.join(of_series) or 'true'}",
+            **self._values,
+            **named,
+        )
+        for org, series, _, currency, *values in found:
+            if (org, series) not in self._numbers:
+                self._numbers[org, series] = len(self.series)
+                self.series.append(_Series(dict(zip(SERIES_COLUMNS, values, strict=True)), currency))
         query = "SELECT id, digest FROM llm_cost_ops.pricing WHERE id = ANY(%s)"
-        for pricing, digest in self._session.rows(query, list(pricings)):
+        for pricing, digest in self._session.rows(query, list({row[2] for row in found})):
             card = kept_card(self._session, digest) if digest else None
-            self.found[pricing] = None if card is None else CompiledCard(card)
+            self.compiled[pricing] = None if card is None else CompiledCard(card)
+
+    def rows(self) -> Generator[tuple[Place, int | None, Counts, str]]:
+        """The place, cost, counts and JSON of each record."""
+        numbers, cost = self._numbers, self._cost
+        columns = (
+            f"u.org, {cost.series}, g.bucket, {cost.pricing}, {units_sql(cost.cost)}, "
+            "u.requests, u.input, u.output, u.cached, u.record"
+        )
+        wanted = {"series": sorted({series for _, series in numbers})}
+        of_series = f"{cost.series} = ANY(%(series)s)"
+        query = f"SELECT {columns} {self._source} AND {of_series}"
+        with closing(self._session.each(query, self._values | wanted)) as found:
+            for org, series, bucket, pricing, units, requests, put_in, put_out, cached, data in found:
+                # Of another organization the same number may be another series.
+                number = numbers.get((org, series))
+                if number is not None:
+                    yield (number, bucket, pricing), units, (requests, put_in, put_out, cached), data
 
 
 def _values(
-    group_by: tuple[str, ...], record: UsageRecord, named: dict[str, str], shares: Iterable[str]
+    group_by: Keys, record: UsageRecord, named: dict[str, str], shares: Iterable[str]
 ) -> Iterator[Iterable[str]]:
     for name in group_by:
         if name in named:

@@ -43,12 +43,13 @@ _LOOK = """
 
 
 RESTORED = (
-    "SELECT EXISTS (SELECT 1 FROM llm_cost_ops.usage WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())) "
-    "OR EXISTS (SELECT 1 FROM llm_cost_ops.day_span "
+    "SELECT coalesce((SELECT xid FROM llm_cost_ops.usage ORDER BY xid DESC, seq DESC LIMIT 1) "
+    ">= pg_snapshot_xmax(pg_current_snapshot()), false) OR EXISTS (SELECT 1 FROM llm_cost_ops.day_span "
     "WHERE pg_snapshot_xmax(seen) > pg_snapshot_xmax(pg_current_snapshot()))"
 )
 """Whether rows or kept sums say that they are of transactions which are still to come: those of the server
-that a dump was made of. (An index answers about rows; it asks about every organization.)"""
+that a dump was made of. (An index answers about rows, by the last: whether there is any, PostgreSQL may look
+for in the whole table. It asks about every organization.)"""
 
 _BEHIND = "(x.xid, x.seq) > (c.xid, c.seq)"
 # In the order of their numbers, which rows of one transaction have; consumers go on before the first row that

@@ -146,13 +146,24 @@ CREATE TABLE llm_cost_ops.delta (
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 CREATE INDEX delta_bucket ON llm_cost_ops.delta (org, bucket);
 
--- Kept sums of days [first, last) of UTC by dimensions, a JSON list (ledger/postgres/day_sums.py): those of the
--- rows that a snapshot saw. counts has by day how many records and revisions it saw; groups is NULL where there
--- are too many to be kept, else their number, and sums has them as JSON. Rows may be deleted at any time.
-CREATE TABLE llm_cost_ops.day_span (
+-- By what sums of days are kept: dimensions is a JSON list. used is the last hour since 1970 in which somebody
+-- asked, 0 of what is the first to give way to others. Rows may be deleted at any time.
+CREATE TABLE llm_cost_ops.day_grouping (
     org int NOT NULL,
     id bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
     dimensions text NOT NULL,
+    used bigint NOT NULL,
+    PRIMARY KEY (org, id),
+    UNIQUE (org, dimensions)
+);
+
+-- Kept sums of days [first, last) of UTC (ledger/postgres/day_sums.py): those of the rows that a snapshot saw.
+-- counts has by day how many records and revisions it saw; groups is NULL where there are too many to be kept,
+-- else their number, and sums has them as JSON. Rows may be deleted at any time.
+CREATE TABLE llm_cost_ops.day_span (
+    org int NOT NULL,
+    id bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
+    grouping bigint NOT NULL,
     first int NOT NULL,
     last int NOT NULL,
     seen pg_snapshot NOT NULL,
@@ -160,7 +171,8 @@ CREATE TABLE llm_cost_ops.day_span (
     groups int,
     sums text,
     PRIMARY KEY (org, id),
-    UNIQUE (org, dimensions, first, last)
+    UNIQUE (org, grouping, first, last),
+    FOREIGN KEY (org, grouping) REFERENCES llm_cost_ops.day_grouping ON DELETE CASCADE
 );
 
 -- For how many days an organization's records are kept, 0 for ever, and the moment before which they were

@@ -29,9 +29,10 @@ from llm_cost_ops.ledger.postgres.errors import (
 )
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.threads import started
 from llm_cost_ops.rpc.wake import waking_once
 
-__all__ = ["Connected", "Job", "Ticket", "Workers", "until_of"]
+__all__ = ["Connected", "Job", "Ticket", "Workers", "serve_here", "until_of"]
 
 T = TypeVar("T")
 
@@ -142,7 +143,7 @@ class Workers:
         return await ticket.result(context)
 
     def put(self, ticket: Ticket[Any]) -> None:
-        """Queue a job."""
+        """Queue a job; where no thread can be started, do it."""
         with self._changed:
             if self._closing:
                 raise closed_error()
@@ -153,14 +154,13 @@ class Workers:
             if len(self._waiting) <= self._idle:
                 self._changed.notify()
             elif len(self._threads) < self._size:
-                thread = Thread(target=self._work, name="llm-cost-ops-postgres", daemon=True)
-                try:
-                    thread.start()
+                thread = started(self._work, "llm-cost-ops-postgres")
+                if thread is not None:
                     self._threads.add(thread)
-                except RuntimeError:  # the process may have no more threads
-                    if not self._threads:
-                        self._waiting.pop()
-                        raise
+            if self._threads:
+                return
+            self._waiting.pop()
+        serve_here(self._database, ticket)
 
     def close(self) -> None:
         """Do what is queued, and end the threads."""
@@ -294,3 +294,12 @@ class Connected:
 
     def _is_unsure(self) -> bool:
         return self._session is not None and self._session.committing
+
+
+def serve_here(database: Database, ticket: Ticket[Any]) -> None:
+    """Do a job in this thread, with a connection of its own."""
+    connected = Connected(database)
+    try:
+        connected.serve(ticket)
+    finally:
+        connected.close()

@@ -200,35 +200,59 @@ class SqliteBatch:
             rollups.fold_added(cursor, last + 1, last + done, added, interner.tail)
             return {}
         first = _last(cursor) - done + 1
-        settled = self._insert_singly(cursor, interner, done)
+        settled = self._insert_rest(cursor, interner, done)
         rollups.fold_if_due(cursor, first, _last(cursor))
         return settled
 
     def _insert_rows(self, cursor: sqlite3.Cursor) -> int:
         """Insert rows until one is refused, since its id is taken; how many are inserted."""
+        for at in range(0, len(self), _ROWS_AT_ONCE):
+            rows = min(_ROWS_AT_ONCE, len(self) - at)
+            inserted = self._insert_some(cursor, at, rows)
+            if inserted < rows:
+                return at + inserted
+        return len(self)
+
+    def _insert_some(self, cursor: sqlite3.Cursor, at: int, rows: int) -> int:
+        """Insert so many rows in one statement, until one is refused; how many are inserted."""
         before = cursor.connection.total_changes
         try:
-            for at in range(0, len(self), _ROWS_AT_ONCE):
-                rows = min(_ROWS_AT_ONCE, len(self) - at)
-                cursor.execute(_insert_of(rows), self._values[at * _COLUMNS : (at + rows) * _COLUMNS])
+            cursor.execute(_insert_of(rows), self._values[at * _COLUMNS : (at + rows) * _COLUMNS])
         except sqlite3.IntegrityError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
                 raise
             return cursor.connection.total_changes - before
-        return len(self)
+        return rows
 
-    def _insert_singly(self, cursor: sqlite3.Cursor, interner: Interner, done: int) -> dict[int, Appended]:
-        """Insert the rows behind the first `done`; what became of those whose ids are taken."""
+    def _insert_rest(self, cursor: sqlite3.Cursor, interner: Interner, done: int) -> dict[int, Appended]:
+        """Insert the rows behind the first `done`; what became of those whose ids are taken.
+
+        Behind each of these, rows are inserted one by one, then ever more at once: where many are taken, it
+        would be in vain.
+        """
         settled: dict[int, Appended] = {}
-        for at in range(done, len(self)):
-            values = self._values[at * _COLUMNS : (at + 1) * _COLUMNS]
-            row = tuple(None if value is NULL else value for value in values)
+        at, rows = done, 1
+        while at < len(self):
+            rows = min(rows, _ROWS_AT_ONCE, len(self) - at)
+            if rows > 1:
+                inserted = self._insert_some(cursor, at, rows)
+                at += inserted
+                rows = 2 * rows if inserted == rows else 1
+                continue
+            row = self._row(at)
             cursor.execute(_INSERT_NEW, row)
-            if cursor.rowcount != 1:
+            if cursor.rowcount == 1:
+                rows = 2
+            else:
                 found = settle(cursor, interner, row, self._entry(at, row), _insert_row)
                 assert found is not None
                 settled[at] = found
+            at += 1
         return settled
+
+    def _row(self, at: int) -> Row:
+        values = self._values[at * _COLUMNS : (at + 1) * _COLUMNS]
+        return tuple(None if value is NULL else value for value in values)
 
     def _entry(self, at: int, row: Row) -> Entry:
         """The entry that a row was made of."""

@@ -7,7 +7,7 @@ import sqlite3
 import msgspec
 
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus
-from llm_cost_ops.ledger.encoding import card_line, card_order, encode_struct, struct_decoder
+from llm_cost_ops.ledger.encoding import card_line, card_of, card_order, encode_struct, struct_decoder
 from llm_cost_ops.pricing.cards import kept_form
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.cards import overlap_of
@@ -78,7 +78,7 @@ def keep_card(cursor: sqlite3.Cursor, digest: bytes, card: RateCard) -> None:
 def kept_card(connection: sqlite3.Connection, digest: bytes) -> RateCard | None:
     """The card that was kept under a digest, or None."""
     row = connection.execute("SELECT card FROM kept_card WHERE digest = ?", (digest,)).fetchone()
-    return None if row is None else _cards.decode(row[0])
+    return None if row is None else card_of(row[0])
 
 
 def all_cards(connection: sqlite3.Connection) -> list[RateCard]:

@@ -17,6 +17,7 @@ from llm_cost_ops.ledger.day_spans import (
     DAY,
     MAX_DIMENSIONS,
     MAX_PIECES,
+    UNWANTED,
     Days,
     Fold,
     Keys,
@@ -27,6 +28,7 @@ from llm_cost_ops.ledger.day_spans import (
     allowed_values,
     days_to_fold,
     dimensions_of,
+    is_wanted,
     long_to_fold,
     runs_of,
 )
@@ -38,20 +40,35 @@ from llm_cost_ops.ledger.types import Filter
 __all__ = [
     "MIN_ROWS_A_GROUP_OF_LONG",
     "Folded",
+    "ToKeep",
     "add_kept",
     "check_storable",
+    "delete_some",
     "forget",
     "forget_before",
     "state_now",
     "store",
     "times_forgotten",
-    "to_fold",
+    "to_keep",
+    "use",
 ]
 
 MIN_ROWS_A_GROUP_OF_LONG = 8
 """Spans of several days with fewer rows, or sums of days, a group are not kept: they would fill the file."""
 
 _MAX_AMOUNT = 2**62
+
+_HOUR = "CAST(strftime('%s', 'now') AS INTEGER) / 3600"
+
+
+class ToKeep(NamedTuple):
+    """What should be done before a query is answered: single days to be kept, or brought up to date, then
+    spans of several; and the groupings of which it is to be noted that they are used.
+    """
+
+    single: list[Fold]
+    long: list[Fold]
+    used: list[int]
 
 
 class Folded(NamedTuple):
@@ -93,31 +110,42 @@ def add_kept(
     return Rest([], reading.rows)
 
 
-def to_fold(
-    connection: sqlite3.Connection, where: Filter, group_by: Keys, pieces: Iterable[Piece]
-) -> tuple[list[Fold], list[Fold]]:
+def to_keep(connection: sqlite3.Connection, where: Filter, group_by: Keys, pieces: Iterable[Piece]) -> ToKeep:
     """What should be kept, or brought up to date, before a query over the pieces is answered.
 
-    That is single days, and spans of several, as long as these days are not kept. Rows of users are found by
+    Spans of several days are, as long as these days are not kept, those of now. Rows of users are found by
     an index.
     """
-    single: list[Fold] = []
-    long: list[Fold] = []
+    found = ToKeep([], [], [])
     dimensions = dimensions_of(where, group_by)
     runs = [run for run in runs_of(pieces) if run.first < run.last]
     if dimensions is None or not runs:
-        return single, long
+        return found
     kept = Kept(connection, where, dimensions, runs)
-    rows = connection.execute(
-        "SELECT org FROM day_grouping GROUP BY org HAVING count(*) >= ?", (MAX_DIMENSIONS,)
-    )
-    full = {org for (org,) in rows}
+    unused = {grouping for (grouping,) in connection.execute(_UNUSED, (_text(dimensions),))}
     for days in kept.organizations.values():
-        if days.grouping is not None or days.org not in full:
-            single += days_to_fold(days, runs)
-            if not where.user_ids:
-                long += long_to_fold(days, runs)
-    return single, long
+        if days.grouping in unused:
+            found.used.append(days.grouping)
+        found.single.extend(days_to_fold(days, runs))
+        if not where.user_ids:
+            found.long.extend(long_to_fold(days, runs))
+    return found
+
+
+def _text(names: Keys) -> str:
+    return msgspec.json.encode(names).decode()
+
+
+_UNUSED = f"SELECT id FROM day_grouping WHERE dimensions = ? AND used > {UNWANTED} AND used < {_HOUR}"
+
+
+def use(cursor: sqlite3.Cursor, groupings: Iterable[int]) -> bool:
+    """Note that groupings are used; whether `delete_some` has to be called, as in `store`."""
+    cursor.executemany(
+        f"UPDATE day_grouping SET used = {_HOUR} WHERE id = ? AND used > {UNWANTED}",
+        [(grouping,) for grouping in groupings],
+    )
+    return cursor.execute(_GIVEN_WAY).fetchone() is not None
 
 
 def state_now(connection: sqlite3.Connection, fold: Fold) -> tuple[int, int, dict[int, int]]:
@@ -135,33 +163,54 @@ def check_storable(sums: Totals) -> Totals:
     return sums
 
 
-def store(cursor: sqlite3.Cursor, dimensions: Keys, folded: Iterable[Folded]) -> None:
-    """Keep what was calculated, unless kept sums were forgotten since."""
-    text = msgspec.json.encode(dimensions).decode()
+def store(cursor: sqlite3.Cursor, dimensions: Keys, folded: Iterable[Folded]) -> bool:
+    """Keep what was calculated, unless kept sums were forgotten since; whether `delete_some` has to be called
+    for what gave way.
+    """
     now = times_forgotten(cursor)
     for each in folded:
         if each.forgotten != now:
             continue
         org, _, first, last, _, instead_of = each.fold
-        place = (org, text)
-        cursor.execute("INSERT OR IGNORE INTO day_grouping (org, dimensions) VALUES (?, ?)", place)
-        [grouping] = cursor.execute(_GROUPING, place).fetchone()
+        groups = None if each.sums is None else [keys for keys, _, _ in each.sums]
+        grouping = _grouping(cursor, org, _text(dimensions), is_wanted=is_wanted(dimensions, groups))
         rows = cursor.execute(
             "SELECT id FROM day_span WHERE grouping = ? AND first = ? AND last = ?", (grouping, first, last)
         )
         _delete(cursor, [*instead_of, *(span for (span,) in rows)])
         counts = msgspec.json.encode(each.counts).decode()
-        groups = None if each.sums is None else len(each.sums)
-        cursor.execute(_ADD_SPAN, (grouping, first, last, each.seq, each.revision, counts, groups))
+        span_of = (grouping, first, last, each.seq, each.revision, counts)
+        cursor.execute(_ADD_SPAN, (*span_of, None if groups is None else len(groups)))
         span = cursor.lastrowid or 0
         if each.sums is not None:
             _add(cursor, grouping, span, each.sums)
         if last - first > 1:
             rows = cursor.execute(_TOO_MANY, (grouping, day_spans.MAX_LONG))
             _delete(cursor, [made for (made,) in rows])
+    return cursor.execute(_GIVEN_WAY).fetchone() is not None
+
+
+def _grouping(cursor: sqlite3.Cursor, org: int, text: str, *, is_wanted: bool) -> int:
+    """The number of a grouping that is being used; where it is new, another one may give way."""
+    found = cursor.execute(_GROUPING, (org, text)).fetchone()
+    if found is None:
+        for (other,) in cursor.execute(_TOO_MANY_GROUPINGS, (org, MAX_DIMENSIONS - 1)).fetchall():
+            cursor.execute("UPDATE day_grouping SET dimensions = NULL WHERE id = ?", (other,))
+        cursor.execute(_ADD_GROUPING, (org, text, UNWANTED))
+        found = [cursor.lastrowid]
+    if is_wanted:
+        cursor.execute(f"UPDATE day_grouping SET used = {_HOUR} WHERE id = ?", found)
+    [grouping] = found
+    return int(grouping or 0)
 
 
 _GROUPING = "SELECT id FROM day_grouping WHERE org = ? AND dimensions = ?"
+_ADD_GROUPING = "INSERT INTO day_grouping (org, dimensions, used) VALUES (?, ?, ?)"
+_TOO_MANY_GROUPINGS = (
+    "SELECT id FROM day_grouping WHERE org = ? AND dimensions NOTNULL "
+    "ORDER BY used DESC, id LIMIT -1 OFFSET ?"
+)
+_GIVEN_WAY = "SELECT id FROM day_grouping WHERE dimensions IS NULL LIMIT 1"
 _ADD_SPAN = (
     "INSERT INTO day_span (grouping, first, last, seq, revision, counts, groups) VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
@@ -174,6 +223,35 @@ def _delete(cursor: sqlite3.Cursor, spans: Iterable[int]) -> None:
     for span in spans:
         cursor.execute("DELETE FROM day_sum WHERE span = ?", (span,))
         cursor.execute("DELETE FROM day_span WHERE id = ?", (span,))
+
+
+def delete_some(cursor: sqlite3.Cursor, most: int) -> bool:
+    """Delete so many sums of groupings that gave way; whether any are left."""
+    while most > 0:
+        found = cursor.execute(_GIVEN_WAY).fetchone()
+        if found is None:
+            return False
+        [grouping] = found
+        span = cursor.execute("SELECT id FROM day_span WHERE grouping = ? LIMIT 1", found).fetchone()
+        if span is None:
+            cursor.execute(
+                "DELETE FROM day_group WHERE id IN (SELECT id FROM day_group WHERE grouping = ? LIMIT ?)",
+                (grouping, most),
+            )
+            done, owner = cursor.rowcount, ("day_grouping", grouping)
+        else:
+            cursor.execute(
+                "DELETE FROM day_sum WHERE span = ? AND grp IN "
+                "(SELECT grp FROM day_sum WHERE span = ? LIMIT ?)",
+                (*span, *span, most),
+            )
+            done, owner = cursor.rowcount, ("day_span", *span)
+        if done < most:
+            # Last: the number of a span or grouping is given again once it is gone.
+            table, number = owner
+            cursor.execute(f"DELETE FROM {table} WHERE id = ?", (number,))
+        most -= done + 1
+    return True
 
 
 def _add(cursor: sqlite3.Cursor, grouping: int, span: int, sums: Totals) -> None:

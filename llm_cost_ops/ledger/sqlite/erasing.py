@@ -14,7 +14,7 @@ from datetime import datetime
 
 from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.encoding import decode_usage, encode_usage
-from llm_cost_ops.ledger.erasure import entry_to_rewrite, erased_reason, mention_of, without_user
+from llm_cost_ops.ledger.erasure import HAS_UNKNOWN, entry_to_rewrite, erased_reason, mention_of, without_user
 from llm_cost_ops.ledger.sqlite import day_sums
 from llm_cost_ops.ledger.sqlite.audit import add_events
 from llm_cost_ops.ledger.sqlite.rows import prepare
@@ -22,11 +22,12 @@ from llm_cost_ops.ledger.sqlite.rows import prepare
 __all__ = ["empty_log", "erase", "find_mentions"]
 
 _EXAMINED = 20_000
+_NAMES = f"(instr({{0}}.record, ?3) OR substr({{0}}.record, 1, {len(HAS_UNKNOWN)}) = ?4)"
 _MENTIONS = (
-    "SELECT u.seq FROM usage u NOT INDEXED WHERE u.seq > ? AND u.seq <= ? AND (instr(u.record, ?) "
-    "OR EXISTS (SELECT 1 FROM first_record f WHERE f.usage = u.seq AND instr(f.record, ?)) "
+    f"SELECT u.seq FROM usage u NOT INDEXED WHERE u.seq > ?1 AND u.seq <= ?2 AND ({_NAMES.format('u')} "
+    f"OR EXISTS (SELECT 1 FROM first_record f WHERE f.usage = u.seq AND {_NAMES.format('f')}) "
     "OR EXISTS (SELECT 1 FROM revision v WHERE v.usage = u.seq "
-    "AND (instr(v.record, ?) OR instr(v.reason, ?)))){} ORDER BY u.seq"
+    f"AND ({_NAMES.format('v')} OR instr(v.reason, ?5)))){{}} ORDER BY u.seq"
 )
 
 
@@ -44,8 +45,7 @@ def find_mentions(
         marks = ", ".join("?" * len(organization_ids))
         whose = f" AND u.org IN (SELECT id FROM organization WHERE name IN ({marks}))"
     upto = min(after + _EXAMINED, last)
-    mention = mention_of(user_id)
-    asked = (after, upto, mention, mention, mention, user_id, *organization_ids)
+    asked = (after, upto, mention_of(user_id), HAS_UNKNOWN, user_id, *organization_ids)
     return [seq for (seq,) in connection.execute(_MENTIONS.format(whose), asked)], upto
 
 

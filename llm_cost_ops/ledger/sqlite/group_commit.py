@@ -16,6 +16,7 @@ from llm_cost_ops.ledger.sqlite.errors import StorageError, busy_error, closed_e
 from llm_cost_ops.ledger.sqlite.rows import Interner
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.threads import started
 from llm_cost_ops.rpc.wake import waking_once
 
 __all__ = ["GroupCommit"]
@@ -57,14 +58,16 @@ class GroupCommit:
     async def run(self, job: Job[T], weight: int, context: CallContext) -> T:
         """Have a job committed; `weight` is the number of its rows.
 
-        UNAVAILABLE when it was not begun until just before the deadline; DEADLINE_EXCEEDED with
-        `maybe_applied` when it was begun and had not ended.
+        Where no thread can be started, it is committed by itself, in this one. UNAVAILABLE when it was not
+        begun until just before the deadline; DEADLINE_EXCEEDED with `maybe_applied` when it was begun and
+        had not ended.
         """
         if self._queue.qsize() > _MAX_WAITING:
             raise busy_error(self._writer.database.name)
         left = BusyRetry(context, self._writer.database.name).left()
         ticket = _Ticket(job, weight, context, context.runtime.monotonic() + left)
-        self._start()
+        if not self._start():
+            return await self._writer.run(job, context)
         self._queue.put(ticket)
         try:
             result: T = await context.runtime.wait(ticket.future, left)
@@ -93,15 +96,16 @@ class GroupCommit:
             self._queue.put(_STOP)
             thread.join()
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Have the thread running; False where none can be started."""
         if self._thread is None:
             with self._starting:
                 if self._closing:
                     raise closed_error()
                 if self._thread is None:
-                    thread = threading.Thread(target=self._work, name="llm-cost-ops-commit", daemon=True)
-                    thread.start()
-                    self._thread = thread
+                    self._thread = started(self._work, "llm-cost-ops-commit")
+                return self._thread is not None
+        return True
 
     def _work(self) -> None:
         stopping = False

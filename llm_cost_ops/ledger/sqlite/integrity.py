@@ -53,7 +53,8 @@ def _wrong_sums(connection: sqlite3.Connection) -> Iterator[str]:
 
 _SPANS = (
     "SELECT g.dimensions, o.id, o.name, s.id, s.first, s.last, s.revision, s.counts FROM day_span s "
-    "JOIN day_grouping g ON g.id = s.grouping JOIN organization o ON o.id = g.org WHERE s.groups IS NOT NULL"
+    "JOIN day_grouping g ON g.id = s.grouping JOIN organization o ON o.id = g.org "
+    "WHERE s.groups NOTNULL AND g.dimensions NOTNULL"
 )
 _OF_SPAN = (
     f"SELECT k.keys, k.currency, {', '.join(f'd.{name}' for name in sums.TOTALS)} FROM day_sum d "

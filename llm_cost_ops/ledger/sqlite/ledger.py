@@ -407,7 +407,10 @@ async def _other_cards() -> None:
 _FOLD_ROWS = 100_000
 _FOLD_WAIT = 0.25
 
-Write = Callable[[Job[None], CallContext], Awaitable[None]]
+# In a transaction that others wait for.
+_DELETED_AT_ONCE = 5000
+
+Write = Callable[[Job[bool], CallContext], Awaitable[bool]]
 
 
 class SqliteSums:
@@ -445,13 +448,15 @@ class SqliteSums:
         dimensions = dimensions_of(where, group_by)
         if dimensions is None or not summaries.needs_rows(where, group_by):
             return
-        query = partial(summaries.to_fold, where=where, group_by=group_by, buckets=buckets)
-        single, long = await self._readers.read(query, context)
-        if single:
-            if not await self._fold_some(dimensions, single, context):
+        query = partial(summaries.to_keep, where=where, group_by=group_by, buckets=buckets)
+        plan = await self._readers.read(query, context)
+        if plan.used and not await self._keep(partial(day_sums.use, groupings=plan.used), context):
+            return
+        if plan.single:
+            if not await self._fold_some(dimensions, plan.single, context):
                 return
-            _, long = await self._readers.read(query, context)
-        await self._fold_some(dimensions, long, context)
+            plan = await self._readers.read(query, context)
+        await self._fold_some(dimensions, plan.long, context)
 
     async def _fold_some(self, dimensions: tuple[str, ...], left: list[Fold], context: CallContext) -> bool:
         """Keep what is worth it of some days, or spans; False where nothing can be written."""
@@ -464,25 +469,34 @@ class SqliteSums:
             found = partial(summaries.fold, folds=folds, dimensions=dimensions)
             try:
                 folded = await self._readers.read(found, context)
-                await self._keep(dimensions, folded, context)
             except RpcError:
                 context.check_deadline()
+                return False
+            if not await self._keep(partial(day_sums.store, dimensions=dimensions, folded=folded), context):
                 return False
             if all(each.sums is None for each in folded):
                 # What can't be kept would be read twice: the others are left to later queries.
                 break
         return True
 
-    async def _keep(
-        self, dimensions: tuple[str, ...], folded: list[day_sums.Folded], context: CallContext
-    ) -> None:
-        def job(cursor: sqlite3.Cursor, _: Interner) -> None:
-            day_sums.store(cursor, dimensions, folded)
+    async def _keep(self, keep: Callable[[sqlite3.Cursor], bool], context: CallContext) -> bool:
+        """Write what is kept, and delete what gave way to it; False where nothing can be written now."""
+        try:
+            while await self._write_soon(keep, context):
+                keep = partial(day_sums.delete_some, most=_DELETED_AT_ONCE)
+        except RpcError:
+            context.check_deadline()
+            return False
+        return True
+
+    async def _write_soon(self, keep: Callable[[sqlite3.Cursor], bool], context: CallContext) -> bool:
+        def job(cursor: sqlite3.Cursor, _: Interner) -> bool:
+            return keep(cursor)
 
         # Writers come first: a query does not wait long for its turn.
         soon = context.runtime.monotonic() + _FOLD_WAIT
         deadline = soon if context.deadline is None else min(soon, context.deadline)
-        await self._write(job, replace(context, deadline=deadline))
+        return await self._write(job, replace(context, deadline=deadline))
 
     async def occupied(self, where: Filter, width: int, context: CallContext) -> list[int]:
         """The stretches of time that hold records; see Sums."""

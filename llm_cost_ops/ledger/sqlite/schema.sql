@@ -135,11 +135,13 @@ INSERT INTO rollup_watermark VALUES (1, 0);
 
 -- Sums of whole days of UTC by users, tags, labels, meters and what goes with them, kept for queries that ask
 -- for the same again (ledger/sqlite/day_sums.py). They may be deleted at any time. dimensions and keys are JSON
--- lists of names and of their values.
+-- lists of names and of their values; dimensions are NULL where the sums are being deleted. used is the last hour
+-- since 1970 in which somebody asked, 0 of what is the first to give way to others.
 CREATE TABLE day_grouping (
     id INTEGER PRIMARY KEY,
     org INTEGER NOT NULL REFERENCES organization,
-    dimensions TEXT NOT NULL,
+    dimensions TEXT,
+    used INTEGER NOT NULL,
     UNIQUE (dimensions, org)
 ) STRICT;
 CREATE TABLE day_group (

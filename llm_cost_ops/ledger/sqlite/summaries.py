@@ -35,7 +35,7 @@ from llm_cost_ops.ledger.sqlite.sums import (
 from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.rules.times import cover
 
-__all__ = ["count", "fold", "needs_rows", "summarize", "to_fold"]
+__all__ = ["count", "fold", "needs_rows", "summarize", "to_keep"]
 
 Buckets = Sequence[tuple[datetime, datetime]] | None
 
@@ -84,12 +84,12 @@ def needs_rows(where: Filter, group_by: Keys) -> bool:
     return bool(where.user_ids or where.tags or where.labels or set(group_by) - SERIES_COLUMNS.keys())
 
 
-def to_fold(
+def to_keep(
     connection: sqlite3.Connection, where: Filter, group_by: Keys, buckets: Buckets
-) -> tuple[list[Fold], list[Fold]]:
+) -> day_sums.ToKeep:
     """What is to be kept of days before a query is answered: see day_sums."""
     _check_known(connection, where, group_by, buckets)
-    return day_sums.to_fold(connection, where, group_by, list(pieces_of(where, buckets)))
+    return day_sums.to_keep(connection, where, group_by, list(pieces_of(where, buckets)))
 
 
 def fold(

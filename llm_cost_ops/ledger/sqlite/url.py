@@ -26,7 +26,8 @@ def path_of(url: str, durability: str) -> tuple[str | None, str]:
         raise _wrong(f"has an unknown option {min(options)!r}")
     if durability not in DURABILITIES:
         raise _wrong(f"durability must be {' or '.join(map(repr, DURABILITIES))}, not {durability!r}")
-    path = os.fsdecode(unquote_to_bytes(parts.path))[1:]
+    # As Python has names in its arguments and environment that are not in its own encoding.
+    path = os.fsdecode(unquote_to_bytes(parts.path.encode("utf-8", "surrogateescape")))[1:]
     if parts.path and not path:
         raise _wrong("names no file, as sqlite:///costs.db does; private memory is sqlite://")
     return str(Path(path).expanduser()) if path else None, durability

@@ -29,7 +29,7 @@ from llm_cost_ops.rpc.streams import step
 from llm_cost_ops.transports.grpc.connection import CallConnection, StreamFailedError
 from llm_cost_ops.transports.grpc.dial import Target, dial, proxy_of, target_of
 from llm_cost_ops.transports.grpc.exchange import GrpcExchange
-from llm_cost_ops.transports.grpc.portal import SLACK, Portal
+from llm_cost_ops.transports.grpc.portal import SLACK, NoThreadError, Portal
 from llm_cost_ops.transports.grpc.streaming import StreamingExchange
 from llm_cost_ops.transports.net.loops import of_running_loop
 from llm_cost_ops.transports.net.tls import ssl_context
@@ -200,6 +200,8 @@ class GrpcTransport(_GrpcTransport):
         crossing = self._crossing()
         try:
             work = crossing.portal.start(partial(bridge.carry, crossing.pool.stream(exchange)))
+        except NoThreadError as error:
+            raise exchange.failure(error) from error
         except RuntimeError as error:
             raise client_closed() from error
         try:
@@ -511,9 +513,9 @@ class ConnectionPool:
     @asynccontextmanager
     async def _turn(self, exchange: GrpcExchange) -> AsyncGenerator[None, None]:
         """One of the calls that may be in flight."""
-        if not self._queue.enter_now():
+        if not self._queue.enter_now(exchange):
             async with asyncio.timeout(exchange.seconds_left()):
-                await self._queue.enter_async()
+                await self._queue.enter_async(exchange)
         refused = False
         try:
             self._check_open()
@@ -526,7 +528,7 @@ class ConnectionPool:
             refused = not error.processed and error.code == ErrorCodes.REFUSED_STREAM
             raise
         finally:
-            self._queue.leave(refused=refused)
+            self._queue.leave(exchange, refused=refused)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -25,6 +25,7 @@ from h2.settings import SettingCodes, Settings
 from hpack import Encoder, NeverIndexedHeaderTuple
 
 from llm_cost_ops.rpc.fifo import Fifo, TaskTurn
+from llm_cost_ops.transports.net.advice import SILENT
 
 __all__ = ["CallConnection", "CallStream", "FrameWriter", "HeadEncoder", "StreamFailedError"]
 
@@ -194,7 +195,8 @@ class CallConnection(H2Protocol, AbstractHandler):
         self.admit()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self.processor.close("the connection was lost" + (f": {exc}" if exc is not None else ""))
+        lost = "the connection was lost" if self._opening else SILENT
+        self.processor.close(lost + (f": {exc}" if exc is not None else ""))
         self.gone.set()
         self._on_lost(self)
 

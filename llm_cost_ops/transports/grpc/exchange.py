@@ -31,6 +31,7 @@ from llm_cost_ops.transports.grpc.messages import (
     is_json,
 )
 from llm_cost_ops.transports.grpc.status import MAX_RETRY_DELAY, StatusDetails, read_status
+from llm_cost_ops.transports.net.advice import advice
 from llm_cost_ops.transports.net.bodies import BodyTooLargeError, BoundedBody
 from llm_cost_ops.transports.net.headers import (
     IDEMPOTENCY_HEADER,
@@ -438,9 +439,11 @@ class GrpcExchange:
         if left is not None and left <= 0.01 and isinstance(error, TimeoutError | StreamFailedError):
             return self.out_of_time()
         untouched = isinstance(error, StreamFailedError) and not error.processed
+        reason = str(error) or type(error).__name__
+        hint = advice("grpcs" if self._scheme == b"https" else "grpc", reason)
         return RpcError(
             StatusCode.UNAVAILABLE,
-            f"no answer from {self._authority}: {str(error) or type(error).__name__}",
+            f"no answer from {self._authority}: {reason}{hint}",
             origin="network",
             maybe_applied=not self._safe and (self._unsure or (self._sent and not untouched)),
             request_id=self._context.request_id,

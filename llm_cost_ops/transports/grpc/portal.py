@@ -6,17 +6,25 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Generic, TypeVar
 from weakref import finalize
 
-__all__ = ["Portal"]
+from llm_cost_ops.rpc.threads import outside_of_loops, started
+
+__all__ = ["NoThreadError", "Portal"]
 
 T = TypeVar("T")
 
 # What the loop's own deadline gets on top before the waiting thread gives up on the loop.
 SLACK = 1.0
+
+
+class NoThreadError(RuntimeError):
+    """There is no thread for the loop, and none can be started."""
 
 
 class Portal:
@@ -25,6 +33,9 @@ class Portal:
     Threads may share it. It belongs to the process that made it: after a fork the child makes its
     own. `close` never waits long, and an interpreter that exits does not wait for it at all. The thread
     does not keep the portal: it ends with one that is collected.
+
+    Where no thread can be started, as in an interpreter that is ending, each call runs the loop in its own
+    thread, one after the other.
     """
 
     def __init__(self, name: str) -> None:
@@ -34,6 +45,8 @@ class Portal:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._calls = _Calls(self._lock)
+        # Whoever runs the loop in a thread that is not its own.
+        self._turn = threading.Lock()
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
         """Wait until `work()` is done in the loop's thread, and return or raise what it did.
@@ -43,13 +56,19 @@ class Portal:
         portal is closed.
         """
         call = _Call(work)
+        seconds = None if timeout is None else timeout + SLACK
         with self._lock:
-            loop = self._running()
-            self._calls.waiting.append(call)
-            if len(self._calls.waiting) == 1:  # else the loop is already being woken, and takes all of them
-                loop.call_soon_threadsafe(self._calls.begin)
+            loop, turn = self._running(), self._turn
+            here = self._thread is None
+            if not here:
+                # In this order: for a call that waits the loop was woken, also with a KeyboardInterrupt here.
+                if not self._calls.waiting:  # else it is already being woken, and takes all of them
+                    loop.call_soon_threadsafe(self._calls.begin)
+                self._calls.waiting.append(call)
+        if here:
+            return _run_here(loop, turn, work, seconds)
         try:
-            return call.wait(None if timeout is None else timeout + SLACK)
+            return call.wait(seconds)
         except BaseException:
             # Also a KeyboardInterrupt: nobody waits any more.
             if not call.done:
@@ -62,31 +81,72 @@ class Portal:
         with self._lock:
             self._closed = True
             loop, thread = self._loop, self._thread
-        if loop is None or thread is None:
+        if loop is None:
+            return
+        if thread is None:
+            if self._turn.acquire(timeout=timeout):
+                with outside_of_loops():
+                    _end(loop)
+                self._turn.release()
             return
         _stop(loop)
         if thread is not threading.current_thread():
             thread.join(timeout)
 
     def start(self, work: Callable[[], Coroutine[Any, Any, T]]) -> concurrent.futures.Future[T]:
-        """Begin `work()` in the loop's thread; cancelling the future cancels it. RuntimeError when closed."""
+        """Begin `work()` in the loop's thread; cancelling the future cancels it.
+
+        RuntimeError when closed; NoThreadError where there is no such thread.
+        """
         with self._lock:
-            return asyncio.run_coroutine_threadsafe(work(), self._running())
+            loop = self._running()
+            if self._thread is None:
+                raise NoThreadError("no thread can be started: the interpreter is ending")
+            return asyncio.run_coroutine_threadsafe(work(), loop)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._closed:
             raise RuntimeError("the portal is closed")
         if self._loop is None:
-            loop = asyncio.new_event_loop()
-            thread = threading.Thread(target=_serve, args=(loop, self._calls), name=self._name, daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # the process may have no more threads
-                loop.close()
-                raise
-            self._loop, self._thread = loop, thread
+            self._loop = asyncio.new_event_loop()
             finalize(self, _stop, self._loop).atexit = False
-        return self._loop
+        loop = self._loop
+        if self._thread is None:
+            try:
+                if self._turn.acquire(blocking=False):  # the thread has it for good
+                    self._thread = started(partial(_serve, loop, self._calls), self._name)
+                    if self._thread is None:
+                        self._turn.release()
+            except BaseException:
+                # A KeyboardInterrupt: the thread may run.
+                self._loop, self._turn = None, threading.Lock()
+                _stop(loop)
+                raise
+        return loop
+
+
+def _run_here(
+    loop: asyncio.AbstractEventLoop,
+    turn: threading.Lock,
+    work: Callable[[], Coroutine[Any, Any, T]],
+    seconds: float | None,
+) -> T:
+    """Run the loop in this thread until `work()` is done, once nobody else does."""
+    until = None if seconds is None else time.monotonic() + seconds
+    if not turn.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)):
+        raise TimeoutError
+    try:
+        if loop.is_closed():
+            raise RuntimeError("the portal was closed")
+        with outside_of_loops():
+            task = loop.create_task(work())
+            try:
+                left = None if until is None else until - time.monotonic()
+                return loop.run_until_complete(asyncio.wait_for(task, left))
+            finally:
+                task.cancel()  # a KeyboardInterrupt leaves it
+    finally:
+        turn.release()
 
 
 def _stop(loop: asyncio.AbstractEventLoop) -> None:
@@ -99,6 +159,12 @@ def _serve(loop: asyncio.AbstractEventLoop, calls: _Calls) -> None:
     try:
         loop.run_forever()
         calls.begin()
+    finally:
+        _end(loop)
+
+
+def _end(loop: asyncio.AbstractEventLoop) -> None:
+    try:
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
             task.cancel()

@@ -172,51 +172,57 @@ class HttpTransport(_HttpTransport[httpx.Client]):
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
         pool = self._pool.get(self._open)
-        if not pool.queue.enter(exchange.seconds_left()):
-            raise exchange.out_of_time()
         try:
-            self._check_open()
-            answer = pool.send(exchange)
             try:
-                exchange.start(answer)
-                for chunk in answer.chunks:
-                    exchange.feed(chunk)
+                self._enter(pool, exchange)
+                answer = pool.send(exchange)
+                try:
+                    exchange.start(answer)
+                    for chunk in answer.chunks:
+                        exchange.feed(chunk)
+                finally:
+                    answer.close()
+                return exchange.finish()
             finally:
-                answer.close()
-            return exchange.finish()
-        except RpcError:
-            raise
-        except Exception as error:
+                pool.queue.leave(exchange, refused=exchange.refused)
+        except BaseException as error:
+            pool.queue.leave(exchange)  # which may have been interrupted
+            if isinstance(error, RpcError) or not isinstance(error, Exception):
+                raise
             raise self._failure(exchange, error) from error
-        finally:
-            pool.queue.leave(refused=exchange.refused)
 
     async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
         exchange = self._begin_stream(request, context)
         pool = self._pool.get(self._open)
-        if not pool.queue.enter(exchange.seconds_left()):
-            raise exchange.out_of_time()
         try:
-            self._check_open()
-            answer = pool.send(exchange)
             try:
-                exchange.start(answer)
-                for chunk in answer.chunks:
-                    for message in exchange.messages(chunk):
-                        yield message
+                self._enter(pool, exchange)
+                answer = pool.send(exchange)
+                try:
+                    exchange.start(answer)
+                    for chunk in answer.chunks:
+                        for message in exchange.messages(chunk):
+                            yield message
+                finally:
+                    answer.close()
+                for message in exchange.rest():
+                    yield message
             finally:
-                answer.close()
-            for message in exchange.rest():
-                yield message
-        except RpcError:
-            raise
-        except Exception as error:
+                pool.queue.leave(exchange, refused=exchange.refused)
+        except BaseException as error:
+            pool.queue.leave(exchange)  # which may have been interrupted
+            if isinstance(error, RpcError) or not isinstance(error, Exception):
+                raise
             if exchange.broken is not None:
                 raise exchange.broken from exchange.broken.__cause__  # the caller's own
             raise self._failure(exchange, error) from error
-        finally:
-            pool.queue.leave(refused=exchange.refused)
+
+    def _enter(self, pool: _Pool, exchange: Exchange) -> None:
+        """Wait for a turn."""
+        if not pool.queue.enter(exchange, exchange.seconds_left()):
+            raise exchange.out_of_time()
+        self._check_open()
 
     stream_stream = unary_stream
 
@@ -258,7 +264,7 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
         pool = self._pool()
         try:
             async with pool.step(exchange.seconds_left()):
-                await pool.queue.enter_async()
+                await pool.queue.enter_async(exchange)
                 try:
                     answer = await pool.send(exchange)
                     try:
@@ -269,7 +275,7 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
                         await answer.close()
                     return exchange.finish()
                 finally:
-                    pool.queue.leave(refused=exchange.refused)
+                    pool.queue.leave(exchange, refused=exchange.refused)
         except RpcError:
             raise
         except Exception as error:
@@ -282,7 +288,7 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
         try:
             # Each step has a timeout of its own: none may be open while the caller has the word.
             async with pool.step(exchange.seconds_left()):
-                await pool.queue.enter_async()
+                await pool.queue.enter_async(exchange)
             try:
                 async with pool.step(exchange.seconds_left()):
                     answer = await pool.send(exchange)
@@ -302,7 +308,7 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
                 for message in exchange.rest():
                     yield message
             finally:
-                pool.queue.leave(refused=exchange.refused)
+                pool.queue.leave(exchange, refused=exchange.refused)
         except RpcError:
             raise
         except Exception as error:
@@ -413,20 +419,26 @@ class ConnectionPool:
         if connection is None:
             connection = self._maker.create_connection(sent.url.origin)
 
-        def done() -> None:
-            self._close(self._idle.give(connection))
-
+        # What an interrupt leaves half done, such as a lock that is held, nobody uses again.
         try:
             response = connection.handle_request(sent)
+        except Exception:
+            self._close(self._idle.give(connection))
+            raise
         except BaseException:
-            done()
+            connection.close()
             raise
 
         def close() -> None:
             try:
                 response.close()
-            finally:
-                done()
+            except Exception:
+                self._close(self._idle.give(connection))
+                raise
+            except BaseException:
+                connection.close()
+                raise
+            self._close(self._idle.give(connection))
 
         return Answer(response.status, response.headers, response.stream, close)
 

@@ -20,6 +20,7 @@ from llm_cost_ops.rpc.method import Idempotency
 from llm_cost_ops.rpc.status import RESPONSE_TOO_LARGE, RpcError, StatusCode, client_closed, invalid_argument
 from llm_cost_ops.transports.http.binding import HttpRequest, binding_of
 from llm_cost_ops.transports.http.errors import error_from_response
+from llm_cost_ops.transports.net.advice import advice
 from llm_cost_ops.transports.net.bodies import BodyTooLargeError, BoundedBody
 from llm_cost_ops.transports.net.headers import (
     DEADLINE_HEADER,
@@ -325,9 +326,11 @@ class Exchange:
         late = isinstance(error, TimeoutError) or name.endswith("Timeout") or name == "TimeoutException"
         if late and not (self._connect_cut and name == "ConnectTimeout"):
             return self.out_of_time(error)
+        reason = _reason(error)
+        hint = advice(self._origin.partition(":")[0], reason)
         return RpcError(
             StatusCode.UNAVAILABLE,
-            f"no answer from {self._origin}: {name}: {_reason(error)}",
+            f"no answer from {self._origin}: {name}: {reason}{hint}",
             origin="network",
             maybe_applied=self._maybe_applied(error),
             request_id=self._context.request_id,

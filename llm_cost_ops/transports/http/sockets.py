@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 
 import httpcore
 
+from llm_cost_ops.rpc.threads import started
 from llm_cost_ops.transports.net.dial import NEXT_ADDRESS, connect, connect_any, is_address, look_up
 
 __all__ = ["AsyncioBackend", "DeadlineBackend"]
@@ -152,7 +153,10 @@ class DeadlineBackend(httpcore.NetworkBackend):
     def _elsewhere(
         self, work: Callable[[], T], drop: Callable[[T], None] | None = None
     ) -> concurrent.futures.Future[T]:
-        """Do in another thread what can't be interrupted; it is left behind there once it is cancelled."""
+        """Do in another thread what can't be interrupted; it is left behind there once it is cancelled.
+
+        Where none can be started it is done here.
+        """
         done: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def run() -> None:
@@ -174,7 +178,8 @@ class DeadlineBackend(httpcore.NetworkBackend):
             self._waits.add(done)
         done.add_done_callback(self._waited)
         try:
-            threading.Thread(target=run, daemon=True, name="llm-cost-ops-connect").start()
+            if started(run, "llm-cost-ops-connect") is None:
+                run()
         except BaseException:
             done.cancel()
             raise

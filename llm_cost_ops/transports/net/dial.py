@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
-import threading
 from collections.abc import Iterable
 from typing import Any
+
+from llm_cost_ops.rpc.threads import started
 
 __all__ = ["NEXT_ADDRESS", "Address", "connect", "connect_any", "is_address", "look_up", "resolve"]
 
@@ -41,7 +42,10 @@ def look_up(host: str, port: int) -> list[Address]:
 
 
 async def resolve(host: str, port: int) -> list[Address]:
-    """As `look_up`. A resolver can't be interrupted: it is left behind in its thread when nobody waits."""
+    """As `look_up`. A resolver can't be interrupted: it is left behind in its thread when nobody waits.
+
+    Where no thread can be started it blocks the event loop.
+    """
     literal = _literal(host, port)
     if literal is not None:
         return [literal]
@@ -67,7 +71,8 @@ async def resolve(host: str, port: int) -> list[Address]:
             loop.call_soon_threadsafe(finish, addresses, failed)
 
     # A thread of the loop's pool would hold up the end of the process.
-    threading.Thread(target=run, daemon=True, name="llm-cost-ops-resolver").start()
+    if started(run, "llm-cost-ops-resolver") is None:
+        return look_up(host, port)
     return await found
 
 

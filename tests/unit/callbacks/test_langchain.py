@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +29,12 @@ pytestmark = [
     # LangChain leaves its clients to be closed by the garbage collector.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+
+def test_an_old_version_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_cost_ops.callbacks.records.version", lambda _: "0.2.43.post1")
+    with pytest.raises(ImportError, match=r"langchain-core 0\.3 or newer, and 0\.2\.43\.post1 is installed"):
+        importlib.reload(sys.modules[CostOpsCallbackHandler.__module__])
 
 
 def invoke(model: Any, config: Any) -> None:

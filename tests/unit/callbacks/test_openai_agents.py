@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,3 +71,11 @@ async def test_the_hook_and_the_processor_count_a_response_once(sdk: Any, client
     await agents.Runner.run(agent, "hi")
     assert len(recorded(client)) == 1
     assert client.flush().duplicates == 1
+
+
+def test_a_failed_response_whose_span_has_no_usage(client: CostOpsClient) -> None:
+    """As in old versions: what a processor raises ends the run."""
+    data = SimpleNamespace(type="response", response=None)
+    span: Any = SimpleNamespace(span_data=data, error={"message": "no"})
+    CostOpsTracingProcessor(client).on_span_end(span)
+    check(client, None, "openai_agents")

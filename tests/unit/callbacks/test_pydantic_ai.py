@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -49,9 +50,11 @@ async def test_streams_that_break_off_and_failures(sdk: Any, client: CostOpsClie
         await Agent(CostOpsModel(OpenAIChatModel("always-fails", provider=provider), client)).run("hi")
     check(client, None, "pydantic_ai")
     model = CostOpsModel(OpenAIChatModel("gpt-4o-stalls", provider=provider), client)
-    async with Agent(model).run_stream("hi") as result:
-        async for _ in result.stream_text(debounce_by=None):
-            break
+    # Old versions read on, until the stub gives up.
+    with contextlib.suppress(Exception):
+        async with Agent(model).run_stream("hi") as result:
+            async for _ in result.stream_text(debounce_by=None):
+                break
     check(client, "unknown", "pydantic_ai")
 
 

@@ -21,7 +21,8 @@ def _catalog(tmp_path: Path, data: bytes) -> Catalog:
 def test_the_same_data_differs_in_nothing(bundle: Bundle, tmp_path: Path) -> None:
     assert price_diff(load_catalog(), load_catalog()) == []
     old = _catalog(tmp_path, bundle("1", version="a"))
-    assert price_diff(old, _catalog(tmp_path, bundle("1.0", version="a"))) != []
+    assert price_diff(old, _catalog(tmp_path, bundle("1.0", version="a"))) == []
+    assert price_diff(old, _catalog(tmp_path, bundle("1.01", version="a"))) != []
     assert price_diff(old, _catalog(tmp_path, bundle("1", version="b"))) == []
 
 
@@ -68,3 +69,14 @@ def test_everything_that_moves_a_price_is_compared(bundle: Bundle, tmp_path: Pat
         ("OUTPUT", "", "0 / 1; at least 2; 1 included"),
     ]
     assert {change.kind for change in changes} == {"changed"}
+
+
+def test_a_change_within_a_day_and_of_what_a_factor_is_for_is_one(bundle: Bundle, tmp_path: Path) -> None:
+    rates = [RateRow("INPUT", "1")]
+    old = CardRow(rates=rates, until="2027-01-01", multipliers=[MultiplierRow("region", "1.10")])
+    new = CardRow(rates=rates, until="2027-01-01T16:00Z", multipliers=[MultiplierRow("region", "1.1", True)])
+    changes = price_diff(_catalog(tmp_path, bundle(cards=[old])), _catalog(tmp_path, bundle(cards=[new])))
+    assert [(change.field, change.old, change.new) for change in changes] == [
+        ("effective_until", "2027-01-01", "2027-01-01T16:00Z"),
+        ("multipliers", "region 1.1", "region 1.1 of all meters"),
+    ]

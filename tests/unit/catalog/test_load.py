@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from llm_cost_ops import CostOpsClient
 from llm_cost_ops._gen.messages import PriceOrigin
 from llm_cost_ops.catalog import Catalog, CatalogError, load_catalog, use_catalog, user_catalog_path
+from llm_cost_ops.catalog import bundle as bundled
 from llm_cost_ops.catalog.bundle import CardRow, Match, RateRow, read_bundle
 from llm_cost_ops.catalog.load import read_catalog
+from llm_cost_ops.rules.providers import canonical_provider
 from tests.waiting import in_threads
 
 Bundle = Callable[..., bytes]
@@ -256,3 +259,18 @@ def test_a_card_may_begin_at_a_time_of_day() -> None:
     assert card.source_url == "https://docs.x.ai/developers/migration/may-15-retirement"
     assert before.source_url != card.source_url
     assert catalog.card("x-ai/grok-4-fast-reasoning@2026-05-15") is None
+
+
+def test_a_provider_has_one_name_in_records_cards_and_the_catalog() -> None:
+    aliases = read_bundle(Path(bundled.__file__).with_name("prices.bin").read_bytes())[1].aliases
+    assert len(aliases) > 20
+    assert {name: canonical_provider(name) for name in aliases} == aliases
+    with CostOpsClient(base_url="sqlite://") as client:
+        card = client.pricing.create(
+            provider="together", model_id="m", input_price_per_1k=Decimal(2), effective_date="2026-01-01"
+        )
+        sent = client.usage.submit(
+            organization_id="acme", provider="together_ai", model_id="m", input_tokens=1000
+        )
+        assert (sent.estimated_cost, card.provider) == (2, "together")
+        assert [group.value for group in client.costs.get(group_by="provider").breakdown] == ["together"]

@@ -19,7 +19,7 @@ from llm_cost_ops.cli import main
 from tests.served import Served, served
 from tests.tunnels import self_signed
 
-PROGRAM = (sys.executable, "-m", "llm_cost_ops.cli")
+PROGRAM = (sys.executable, "-m", "llm_cost_ops")
 PAGE = Path(__file__).parents[3] / "docs" / "operators.md"
 ROW = re.compile(r"^\| (?P<asked>.*?) \| (?P<here>.*) \|$", re.MULTILINE)
 COMMAND = re.compile(r"`((?:LLM_\w+=\S+ )?(?:llm-cost-ops|curl) [^`]*)`")

@@ -117,8 +117,9 @@ def test_the_name_of_a_file_need_not_be_text(
     (folder / "a b.db").unlink()
     for command in (["costs"], ["keys", "list"], ["serve", "--check"]):
         assert main([*command, "--db", name]) == 0
-        monkeypatch.setenv("LLM_COST_OPS_BASE_URL", "sqlite:///%FF%201.db")
-        assert main(command) == 0
+        for url in ("sqlite:///%FF%201.db", f"sqlite:///{name}".replace(" ", "%20")):
+            monkeypatch.setenv("LLM_COST_OPS_BASE_URL", url)
+            assert main(command) == 0
     assert "1 request" in capsys.readouterr().out
     assert [path.name for path in folder.iterdir()] == [name]
 

@@ -229,6 +229,20 @@ def test_reprice(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "0 of 3 records got another cost\n"
 
 
+@pytest.mark.parametrize(
+    ("alias", "provider"), [("bedrock", "aws"), ("OpenAI", "openai"), ("gemini", "google")]
+)
+def test_prices_are_listed_by_any_name_of_a_provider(
+    capsys: pytest.CaptureFixture[str], alias: str, provider: str
+) -> None:
+    listed = []
+    for name in (alias, provider):
+        assert run("prices", "list", "--provider", name, "--json") == 0
+        listed.append(json.loads(capsys.readouterr().out))
+    assert listed[0] == listed[1]
+    assert all(row["model"].startswith(f"{provider}/") for row in listed[0])
+
+
 def test_prices_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("prices", "list", "gpt-4o", "--provider", "openai") == 0
     shown = capsys.readouterr().out
@@ -277,9 +291,22 @@ def test_stated_costs_are_compared_with_the_cards(
     assert rows[2:] == [
         ["acme/m", "1", "1", "0.004", "USD", "unpriced"],
         ["openai/gpt-4o", "1", "1", "0.0035", "EUR", "unpriced"],
-        ["openai/gpt-4o", "3", "1", "0.0085025", "USD", "0.0075075", "-0.000995"],
-        ["openrouter/openai/gpt-4o", "1", "0", "0.0025025", "USD", "0.0025025", "0.00"],
+        ["openai/gpt-4o", "3", "1", "0.0085025", "USD", "0.0075075", "-0.000995", "priced"],
+        ["openrouter/openai/gpt-4o", "1", "0", "0.0025025", "USD", "0.0025025", "0.00", "priced"],
     ]
+    many = {**call, "input_tokens": 1_000_000_000, "reported_cost": "2000"}
+    path.write_text(json.dumps(many) + "\n", encoding="utf-8")
+    assert run("prices", "check", str(path), "--json") == 0
+    [row] = json.loads(capsys.readouterr().out)
+    figures = {
+        "calls": 1,
+        "differ": 1,
+        "stated": "2000",
+        "currency": "USD",
+        "cards": "2500",
+        "difference": "500",
+    }
+    assert row == {"model": "openai/gpt-4o", **figures, "status": "priced"}
     path.write_text(json.dumps(call) + "\n", encoding="utf-8")
     assert run("prices", "check", str(path)) == 0
     assert capsys.readouterr().out.startswith("0 calls state their cost, 0 differ")

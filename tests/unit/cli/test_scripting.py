@@ -132,6 +132,24 @@ def test_words_are_taken_by_every_command_that_filters(
 # Plots.
 
 
+def test_bars_begin_at_the_first_of_two_hours_of_one_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "hours.db"
+    with CostOpsClient(base_url=f"sqlite:///{path}") as client:
+        for hour in (0, 1, 4):
+            client.usage.submit(
+                organization_id="acme",
+                provider="openai",
+                model_id="gpt-4o",
+                input_tokens=1000,
+                timestamp=datetime(2026, 10, 25, hour, tzinfo=UTC),
+            )
+    assert run("costs", "--db", path, "--by", "hour", "--plot", "--time-zone", "Europe/Berlin") == 0
+    hours = [line[11:25] for line in capsys.readouterr().out.splitlines()[:5]]
+    assert hours == [f"0{hour}:00:00+0{zone}:00" for hour, zone in ((2, 2), (2, 1), (3, 1), (4, 1), (5, 1))]
+
+
 def test_bars_are_of_every_day_and_as_long_as_the_costs(
     database: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,26 @@ def test_the_environment_is_refused_as_the_file_is():
         read_settings(SERVE, {}, {}, "/nowhere/serve.toml")
 
 
+@pytest.mark.parametrize("settings", [SERVE, PROXY])
+@pytest.mark.parametrize("more", ["", "EU_"])
+def test_what_kubernetes_says_of_a_service_is_no_setting(settings, more):
+    own = "tcp://10.0.0.11:8090"
+    links = {
+        "SERVICE_HOST": "10.0.0.11",
+        "SERVICE_PORT": "8090",
+        "SERVICE_PORT_HTTP": "8090",
+        "PORT": own,
+        "PORT_8090_TCP": own,
+        "PORT_8090_TCP_PROTO": "tcp",
+        "PORT_8090_TCP_PORT": "8090",
+        "PORT_8090_TCP_ADDR": "10.0.0.11",
+    }
+    set_by_it = {f"{settings.prefix}{more}{name}": text for name, text in links.items()}
+    assert read_settings(settings, {}, set_by_it) == read_settings(settings, {}, {})
+    with pytest.raises(ConfigurationError, match="there is no setting 'port'"):
+        read_settings(settings, {}, {f"{settings.prefix}PORT": "8090"})
+
+
 def test_the_docs_have_the_table_of_the_code():
     text = DOCS.read_text(encoding="utf-8")
     for settings in (SERVE, PROXY):

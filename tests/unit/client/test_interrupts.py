@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.served import served
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -25,6 +27,15 @@ def test_ctrl_c_keeps_no_turn_and_loses_no_record(tmp_path: Path, place: str, ca
     said = interrupted(tmp_path, place, call, "raise")
     assert said.endswith("lost: []\n")
     assert int(said.split()[0]) >= (10 if call == "record" else 50) / 2
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_ctrl_c_in_a_call_over_the_network_leaves_the_next_ones_alone(tmp_path: Path, transport: str) -> None:
+    """They have its turn, and no connection of which nobody knows where it stands."""
+    database = ("--db", str(tmp_path / "served.db"), "--durability", "process")
+    with served(*database, f"--{transport}", "127.0.0.1:0") as server:
+        said = interrupted(tmp_path, server.urls[0], "submit", "raise")
+    assert int(said.split()[0]) >= (500 if transport == "http" else 40)
 
 
 @pytest.mark.parametrize("nested", ["submit", "query", "record"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import httpx
@@ -219,3 +220,29 @@ def test_an_http_client_of_the_other_kind_is_refused_before_anything_is_sent(kin
         with pytest.raises(ConfigurationError, match=r"^http_client must be an httpx\.\w+, not ") as caught:
             kind(base_url="http://127.0.0.1:9", http_client=given)
         assert caught.value.parameter == "http_client"
+
+
+class Passing:
+    async def intercept_unary_unary(self, continuation: Any, request: Any, context: Any) -> Any:
+        return await continuation(request, context)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (object(), "interceptors must be a list of them"),
+        ([print], "interceptors[0] must have the method intercept_unary_unary, and is a builtin"),
+        (
+            [Passing(), Passing],
+            "interceptors[1] must have the method intercept_unary_unary, and is a type",
+        ),
+    ],
+)
+def test_what_is_no_interceptor_is_refused_at_once(given: Any, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        CostOpsClient(base_url="sqlite://", interceptors=given)
+
+
+def test_a_configuration_in_the_place_of_a_key_is_told_its_place() -> None:
+    with pytest.raises(ConfigurationError, match="give that as config"):
+        CostOpsClient(ClientConfig(base_url="sqlite://"))

@@ -34,8 +34,8 @@ from llm_cost_ops._gen.messages import SubmitUsageRequest
 from llm_cost_ops._gen.resources import UsageResource
 from llm_cost_ops.client.attribution import Attributes, Attribution
 from llm_cost_ops.client.observer import Observer
-from llm_cost_ops.client.recordable import as_it_is, as_they_are
-from llm_cost_ops.client.recorder import MAX_BATCH_RECORDS, Recorder, _moment
+from llm_cost_ops.client.recordable import _moment, as_it_is, as_they_are
+from llm_cost_ops.client.recorder import MAX_BATCH_RECORDS, Recorder
 from llm_cost_ops.client.recording import Recording
 from llm_cost_ops.client.spool import Spool, SpoolBatch
 from llm_cost_ops.exceptions import AuthenticationError, NetworkError
@@ -55,7 +55,7 @@ class Ledger:
         self.allowed.set()
         self.closed = 0
 
-    def send(self, records: list[UsageRecord]) -> BatchReceipt:
+    def send(self, records: list[UsageRecord], timeout: float | None = None) -> BatchReceipt:
         self.allowed.wait()
         self.batches.append(len(records))
         failure = self.script.pop(0) if self.script else None
@@ -197,7 +197,8 @@ def test_a_dict_in_the_place_of_a_record_is_refused_by_what_it_is(caplog: pytest
                 call(fields)
         client.usage.record(fields)
         report = client.flush(MAX_WAIT)
-    assert [item.reason for item in report.rejected] == ["usage must be a UsageRecord, not dict"]
+    reason = "usage must be a UsageRecord, not dict: UsageRecord(**fields), or usage_from_response(answer)"
+    assert [item.reason for item in report.rejected] == [reason]
     assert "a record was rejected: usage must be a UsageRecord, not dict" in caplog.text
 
 
@@ -387,7 +388,7 @@ def test_a_fork_while_the_first_batch_imports_what_it_needs(
     begun = threading.Event()
 
     class Importing(Ledger):
-        def send(self, records: list[UsageRecord]) -> BatchReceipt:
+        def send(self, records: list[UsageRecord], timeout: float | None = None) -> BatchReceipt:
             begun.set()
             assert importlib.import_module("imported_slowly").STATUS == "created"
             return super().send(records)
@@ -412,7 +413,7 @@ def test_the_end_of_the_interpreter_sends_what_is_there(tmp_path: Path) -> None:
         from llm_cost_ops import RecorderConfig
         from llm_cost_ops.client.recorder import Recorder
         class Told(Ledger):
-            def send(self, records):
+            def send(self, records, timeout=None):
                 print(len(records), flush=True)
                 return super().send(records)
         recorder = Recorder(RecorderConfig(), build, Told)

@@ -135,14 +135,11 @@ def test_a_failure_that_says_nothing_harms_only_its_record() -> None:
         return record() if callable(record) else build(record, dict(fields))
 
     ledger = Ledger(NetworkError("gone", retry_after=0.5))
-    with recording(ledger) as recorder:
-        recorder._build = lambda record, fields, _: (
-            record() if callable(record) else build(record, dict(fields))
-        )
-        recorder.record(None, {"model_id": "m"})
-        until(lambda: ledger.batches)
-        recorder.record(made, {})  # built while the thread rests after a failure
-        report = recorder.flush(MAX_WAIT)
+    recorder = Recorder(RecorderConfig(), built, lambda: ledger)
+    recorder.record(None, {"model_id": "m"})
+    until(lambda: ledger.batches)
+    recorder.record(made, {})  # built while the thread rests after a failure
+    report = recorder.close(MAX_WAIT)
     assert (report.delivered, [rejected.reason for rejected in report.rejected]) == (1, ["_SilentError"])
 
 

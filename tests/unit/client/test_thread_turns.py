@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -83,3 +85,60 @@ def test_threads_that_give_up_at_that_very_moment_hold_up_nobody(seed: int) -> N
     for thread in threads:
         thread.join(MAX_WAIT)
         assert not thread.is_alive()
+
+
+INTERRUPTED = """
+from types import SimpleNamespace
+from llm_cost_ops.client.batching import ALONE, Rider
+from llm_cost_ops.client.thread_batching import ThreadBatching
+from llm_cost_ops.client.thread_turns import ThreadTurn
+from llm_cost_ops.config import BatchingConfig, RetryConfig
+from llm_cost_ops.rpc.context import CallContext, Metadata, drive
+from llm_cost_ops.rpc.runtime import SyncRuntime
+from llm_cost_ops.types import UsageRecord
+from llm_cost_ops._gen.methods import SUBMIT_USAGE
+from tests.interrupted_client import interrupted, run
+
+class Batching(ThreadBatching):
+    point = 0
+    place = ""
+
+    def _leave(self, group, items=1):
+        raise KeyboardInterrupt
+
+    def _begin_anew(self, rider):
+        point, self.point = self.point, 0
+        if not point:
+            return super()._begin_anew(rider)
+        self.place = run(point, lambda: ThreadBatching._begin_anew(self, rider), interrupted)
+        if self.place:
+            raise KeyboardInterrupt
+
+for point in range(1, 100):
+    batching = Batching(BatchingConfig(), RetryConfig())
+    context = CallContext(SUBMIT_USAGE, SyncRuntime(), Metadata())
+    group = batching._of(batching._groups, "key")
+    riders = [Rider(group, None, None, context, ThreadTurn()) for _ in range(3)]
+    batching._waiting = dict.fromkeys(riders)
+
+    async def send(request, context):
+        pass
+
+    batching.point = point
+    try:
+        drive(batching._submit("key", send, SimpleNamespace(usage=UsageRecord()), context))
+    except KeyboardInterrupt:
+        pass
+    assert [rider.turn.result(0) is ALONE for rider in riders] == [True] * 3, batching.place
+    assert not batching._inside, batching.place
+    assert not batching._waiting
+    if not batching.place:
+        break
+print(point)
+"""
+
+
+def test_a_second_interrupt_while_others_are_told_of_the_first_leaves_nobody_waiting() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > 5

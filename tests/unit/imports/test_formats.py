@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from llm_cost_ops import UsageRecord
+from llm_cost_ops import CostOpsClient, UsageRecord
+from llm_cost_ops.cli import main
 from tests.unit.imports.files import lines, opened, priced, read
 
 
@@ -132,6 +133,38 @@ def test_codex(tmp_path: Path) -> None:
     assert len({r.idempotency_key for r in found}) == 3
     records, _ = priced(tmp_path, log, "rollout.jsonl")
     assert len(records) == 3
+    later = token_count(first, first)
+    later["payload"]["info"]["last_token_usage"]["cache_write_input_tokens"] = 300
+    [record] = read(lines(later), given={"model_id": "gpt-5"})
+    assert (record.cached_tokens, record.cache_write_tokens) == (200, 300)
+
+
+def test_codex_forks_repeat_calls_that_count_once(tmp_path: Path) -> None:
+    def meta(name: str, **more: str) -> dict[str, Any]:
+        return {"timestamp": "2026-03-10T02:40:20Z", "type": "session_meta", "payload": {"id": name, **more}}
+
+    model = {"timestamp": "2026-03-10T02:40:20Z", "type": "turn_context", "payload": {"model": "gpt-5"}}
+    calls = [(1000, 200, 50, 20), (1500, 1000, 30, 0), (1700, 1500, 40, 10), (1900, 1700, 60, 0)]
+    sums = [tuple(map(sum, zip(*calls[:number], strict=True))) for number in range(1, 5)]
+    counts = [token_count(total, call) for total, call in zip(sums, calls, strict=True)]
+    parent = [meta("p"), model, *counts[:2]]
+    # The lines of the parent come with the times of the fork.
+    copied = [{**line, "timestamp": "2026-04-01T00:00:00Z"} for line in parent]
+    fork = [meta("f", forked_from_id="p"), *copied, model, counts[2]]
+    again = [meta("g", forked_from_id="f"), *fork, meta("g", forked_from_id="f"), counts[3]]
+    subagent = [meta("s", forked_from_id="p"), meta("p"), model, token_count((70, 0, 7, 0), (70, 0, 7, 0))]
+    for logs in ([parent, fork, again, subagent], [again, subagent, fork, parent]):
+        database = str(tmp_path / f"{len(logs[0])}.db")
+        for number, log in enumerate(logs):
+            path = tmp_path / f"rollout-{number}.jsonl"
+            path.write_bytes(lines(*log))
+            assert main(["import", str(path), "--db", database]) == 0
+        with CostOpsClient(base_url=f"sqlite:///{database}") as client:
+            records = list(client.usage.list())
+        assert sorted(record.input_tokens or 0 for record in records) == [70, 1000, 1500, 1700, 1900]
+        # All in one stream, as `cat` gives them.
+        together = read(lines(*(line for log in logs for line in log)))
+        assert {record.idempotency_key for record in together} == {r.idempotency_key for r in records}
 
 
 def test_codex_without_a_model_says_what_to_give() -> None:

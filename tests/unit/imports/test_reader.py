@@ -95,6 +95,15 @@ def test_what_is_no_amount_is_refused(written: str) -> None:
     assert "reported_cost must be a decimal" in str(item.record)
 
 
+def test_a_cell_that_is_no_truth_is_refused() -> None:
+    table = b"provider,model_id,input_tokens,observation\nopenai,gpt-4o,1,%b\n"
+    for text, truth in ((b"TRUE", True), (b"1", True), (b"false", False), (b"", False)):
+        [record] = read(table % text, "x.csv")
+        assert record.observation is truth
+    [item] = opened(table % b"yes", "x.csv")
+    assert item.record == "observation must be true or false, not 'yes'"
+
+
 def test_columns_are_summed() -> None:
     table = b"model;fresh;read;a+b\ngpt-4o;10;5;3\ngpt-4o;10;;\ngpt-4o;;;\n"
     mapping = {

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops.imports import shapes
 from llm_cost_ops.imports.shapes import Line, Table, read_json
 from llm_cost_ops.imports.text import TextFile
 
@@ -159,6 +161,10 @@ def test_a_bad_first_line_harms_itself_only() -> None:
     assert found == ["is not JSON: it ends before it is complete", {"b": 1}]
 
 
+def table_of(text: str) -> Table:
+    return Table(io.BufferedReader(io.BytesIO(text.encode())))  # type: ignore[arg-type]  # a raw one
+
+
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), max_size=8)
 
 
@@ -172,6 +178,39 @@ def test_a_table_is_the_same_with_each_delimiter(rows: list[list[str]], delimite
     if stated:
         out.write(f"sep={delimiter}\r\n")
     csv.writer(out, delimiter=delimiter).writerows([columns, *rows])
-    table = Table(io.BufferedReader(io.BytesIO(out.getvalue().encode())))  # type: ignore[arg-type]  # a raw one
+    table = table_of(out.getvalue())
     assert table.delimiter == delimiter
     assert [line.fields for line in table] == [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "why"),
+    [
+        ('b,"2\n', "a quote is not closed, so that its cell has all the lines after it"),
+        ('b,"2\nc,"3"\n', "',' expected after '\"'"),
+        ('b,"2"0\n', "',' expected after '\"'"),
+    ],
+)
+def test_a_stray_quote_takes_no_lines_away_unsaid(spoiled: str, why: str) -> None:
+    data = f"model,tokens\na,1\n{spoiled}d,4\n"
+    lines = list(table_of(data))
+    assert lines[0].fields == {"model": "a", "tokens": "1"}
+    assert (lines[1].number, lines[1].fields) == (3, f"is not CSV: {why}")
+    assert [line.fields for line in lines[2:]] == [{"model": "d", "tokens": "4"}][: "not closed" not in why]
+
+
+def test_a_line_of_a_table_that_is_too_long_harms_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "MAX_LINE", 20)
+    monkeypatch.setattr(csv, "field_size_limit", lambda _: None)  # it is the whole process's
+    long = "b," + "2" * 100
+    data = f"model,tokens\na,1\n{long}\nc,3\n{long}"
+    lines = list(table_of(data))
+    why = "is not CSV: the line is longer than 20 characters"
+    assert [(line.number, line.fields) for line in lines] == [
+        (2, {"model": "a", "tokens": "1"}),
+        (3, why),
+        (4, {"model": "c", "tokens": "3"}),
+        (5, why),
+    ]
+    with pytest.raises(ConfigurationError, match="the header is not CSV: the line is longer"):
+        table_of(long)

@@ -110,19 +110,23 @@ async def cancel_reading(stream: Any) -> None:
 
 
 async def close(stream: Any) -> None:
-    """Close a stream."""
+    """Close a stream; the first of openai's are closed by their responses."""
+    stream = stream if hasattr(stream, "aclose") or hasattr(stream, "close") else stream.response
     await settle(stream.aclose() if hasattr(stream, "aclose") else stream.close())
 
 
 @asynccontextmanager
 async def entered(manager: Any) -> AsyncIterator[Any]:
-    """What either kind of context manager gives."""
+    """What either kind of context manager gives; a generator is closed."""
     if hasattr(manager, "__aenter__"):
         async with manager as inside:
             yield inside
-    else:
+    elif hasattr(manager, "__enter__"):
         with manager as inside:
             yield inside
+    else:
+        yield manager
+        await close(manager)
 
 
 def records_of(client: CostOpsClient) -> list[UsageRecord]:

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 from decimal import Decimal
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx
@@ -76,6 +76,11 @@ def test_a_client_of_ollama(client: CostOpsClient, path: str, *, stream: bool) -
 def test_what_can_not_be_instrumented_is_named(client: CostOpsClient) -> None:
     with pytest.raises(TypeError, match=r"sdk_client: builtins\.dict has no HTTP client"):
         client.instrument({})
+    with pytest.raises(TypeError, match=r"google has no HTTP client .* of google-genai 0\.8 or newer"):
+        client.instrument(ModuleType("google"))
+    old = type("Client", (), {"__module__": "cohere.client"})()
+    with pytest.raises(TypeError, match=r"cohere\.client\.Client has .* of cohere 5\.0 or newer"):
+        client.instrument(old)
     anyhow: Any = client
     with httpx.Client() as sdk:
         with pytest.raises(ConfigurationError, match="stream_usage must be True, False or 'auto', not 'yes'"):
@@ -142,6 +147,36 @@ def test_clients_that_share_their_http_client_are_told_of(
         client.uninstrument(first)
         client.instrument(second, user_id="u-2")
         assert caplog.text.count("share an HTTP client") == 1
+
+
+class Copying:
+    """A client whose copies send by HTTP clients of their own, as those of AnthropicBedrock do."""
+
+    def __init__(self, http_client: httpx.Client | None = None) -> None:
+        self._client = http_client or httpx.Client()
+
+    def copy(self, *, http_client: httpx.Client | None = None) -> Copying:
+        return Copying(http_client)
+
+    with_options = copy
+
+
+def test_what_copies_of_a_client_send_is_recorded(stub: Stub, client: CostOpsClient) -> None:
+    with httpx.Client() as given, httpx.Client() as not_recorded:
+        sdk = Copying()
+        client.instrument(client.instrument(sdk, user_id="u-0"), user_id="u-1")
+        copies = [sdk.copy(), sdk.with_options(), sdk.copy().with_options(), sdk.copy(http_client=given)]
+        client.instrument(copies[0], user_id="u-2")
+        # It is recorded as was said of itself.
+        assert sdk.copy(http_client=copies[0]._client)._client is copies[0]._client
+        for each in (sdk, *copies):
+            each._client.post(url(stub), json=CHAT)
+        client.uninstrument(sdk)
+        assert not vars(sdk).keys() - {"_client"}
+        sdk.copy(http_client=not_recorded)._client.post(url(stub), json=CHAT)
+        assert sorted(str(record.user_id) for record in records_of(client)) == [*["u-1"] * 4, "u-2"]
+        for each in (sdk, *copies):
+            each._client.close()
 
 
 # What SDKs take, as they read JSON with Python's own parser.

@@ -47,7 +47,12 @@ def _zstd(parts: list[bytes]) -> list[bytes]:
     return [*(packer.compress(each) + flush() for each in parts), packer.flush()]
 
 
-ENCODINGS = {"identity": list, "gzip": _zlib(31), "deflate": _zlib(15), "zstd": _zstd}
+def _brotli(parts: list[bytes]) -> list[bytes]:
+    packer = pytest.importorskip("brotli").Compressor()
+    return [*(packer.process(each) + packer.flush() for each in parts), packer.finish()]
+
+
+ENCODINGS = {"identity": list, "gzip": _zlib(31), "deflate": _zlib(15), "zstd": _zstd, "br": _brotli}
 
 
 def sent_parts(encoding: str) -> list[bytes]:
@@ -70,7 +75,7 @@ class Body(httpx.SyncByteStream, httpx2.SyncByteStream):
 
 def recorded(client: CostOpsClient, library: Any, encoding: str, body: Body, most: int) -> UsageRecord:
     """The record of a call whose answer is read until it breaks, or so many events were seen."""
-    if encoding == "zstd" and encoding not in library._decoders.SUPPORTED_DECODERS:
+    if encoding not in library._decoders.SUPPORTED_DECODERS:
         pytest.skip(f"{library.__name__} needs a library more for it")
     headers = {"content-type": "text/event-stream", "content-encoding": encoding}
     transport = library.MockTransport(lambda _: library.Response(200, headers=headers, stream=body))
@@ -110,7 +115,7 @@ def test_what_broke_off_is_recorded_by_what_came(
     assert (record.model_id, record.requested_model_id) == ("gpt-4o-2024-11-20", "gpt-4o")
 
 
-@pytest.mark.parametrize("encoding", sorted(set(ENCODINGS) - {"identity", "zstd"}))
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_the_proxy_reads_up_to_where_it_broke_off(encoding: str) -> None:
     parts = sent_parts(encoding)
     whole = "".join(f"data: {event}\n\n" for event in EVENTS).encode()

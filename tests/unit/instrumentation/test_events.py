@@ -27,11 +27,22 @@ def pieces(body: bytes, cuts: list[int]) -> list[bytes]:
     return [body[start:end] for start, end in pairwise(edges)]
 
 
-@given(st.lists(DATA, max_size=12), NEWLINE, st.lists(st.integers(0, 5000), max_size=8), st.booleans())
+EVENT = st.tuples(st.sampled_from(["data: ", "data:", "event: x\ndata: ", ": ping\n\ndata: "]), DATA)
+
+
+@given(
+    st.lists(EVENT, max_size=12),
+    NEWLINE,
+    st.lists(st.integers(0, 5000), max_size=8),
+    st.booleans(),
+    st.booleans(),
+)
 def test_all_passes_but_the_chunk_that_nobody_asked_for(
-    datas: list[str], newline: str, cuts: list[int], whole: bool
+    found: list[tuple[str, str]], newline: str, cuts: list[int], whole: bool, mark: bool
 ) -> None:
-    shown = [f"data: {data}{newline}{newline}".encode() for data in datas]
+    shown = [f"{start}{data}\n\n".replace("\n", newline).encode() for start, data in found]
+    if mark and len(shown) > 1:
+        shown[0] = b"\xef\xbb\xbf" + shown[0]
     if not whole and shown:
         shown[-1] = shown[-1].rstrip()
     unasked = f"data: {UNASKED}{newline}{newline}".encode()
@@ -41,7 +52,8 @@ def test_all_passes_but_the_chunk_that_nobody_asked_for(
     assert b"".join([*map(hiding.feed, parts), hiding.rest()]) == b"".join(shown)
     assert b"".join([*map(plain.feed, parts), plain.rest()]) == body
     assert hiding.events() == plain.events()
-    assert UNASKED.encode() in plain.events()
+    datas = [data.encode() for _, data in found]
+    assert plain.events() == [*datas[:-1], UNASKED.encode(), *datas[-1:]]
 
 
 @given(st.integers(0, 400), st.integers(0, 40))
@@ -58,6 +70,17 @@ def test_of_a_long_stream_the_ends_and_the_usage_are_kept(plain: int, stating: i
         assert json.loads(kept[-1])["s"] == stating - 1
     elif plain:
         assert json.loads(kept[-1])["n"] == plain - 1
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
+def test_a_stream_that_comes_byte_by_byte(newline: bytes) -> None:
+    lines = [b"\xef\xbb\xbfevent: x", b'data: {"a":', b'data:"b"}', b"id: 1", b"", *[b": ping", b""] * 999]
+    body = newline.join([*lines, b'data:{"c": 1}', b"", b"data: [DONE]"])
+    for hide in (False, True):
+        reader = EventReader(hide=hide)
+        passed = [reader.feed(body[at : at + 1]) for at in range(len(body))]
+        assert b"".join([*passed, reader.rest()]) == body
+        assert reader.events() == [b'{"a":\n"b"}', b'{"c": 1}', b"[DONE]"]
 
 
 def test_the_lines_of_an_event_are_joined() -> None:

@@ -55,7 +55,7 @@ async def beta(c: Any) -> None:
 async def parse(c: Any) -> None:
     import pydantic
 
-    kind: Any = pydantic.create_model("Value", value=int)
+    kind: Any = pydantic.create_model("Value", value=(int, ...))
     answer = await settle(c.messages.parse(**ask(c), output_format=kind))
     assert answer.parsed_output.value == 1
 

@@ -35,7 +35,7 @@ WAYS = Ways()
 def value_type() -> Any:
     import pydantic
 
-    return pydantic.create_model("Value", value=int)
+    return pydantic.create_model("Value", value=(int, ...))
 
 
 @WAYS("create")
@@ -70,7 +70,7 @@ async def gzipped(c: Any) -> None:
 async def stream(c: Any) -> None:
     chunks = await items(await settle(c.chat.completions.create(**CHAT, stream=True)))
     assert len(chunks) == 5
-    assert all(chunk.choices and chunk.usage is None for chunk in chunks)
+    assert all(chunk.choices and getattr(chunk, "usage", None) is None for chunk in chunks)
 
 
 @WAYS("stream that asks for usage")

@@ -41,7 +41,7 @@ async def mistral_create(c: Any) -> None:
 async def mistral_parse(c: Any) -> None:
     import pydantic
 
-    kind: Any = pydantic.create_model("Value", value=int)
+    kind: Any = pydantic.create_model("Value", value=(int, ...))
     asked: Any = {"model": MISTRAL_MODEL, "messages": MESSAGES}
     answer = await settle(_mistral(c, "chat", "parse")(kind, **asked))
     assert answer.choices[0].message.parsed.value == 1
@@ -104,7 +104,10 @@ async def mistral_batch(c: Any) -> None:
 
 @MISTRAL("retried by the SDK")
 async def mistral_retried(c: Any) -> None:
-    from mistralai.client.utils import BackoffStrategy, RetryConfig
+    try:
+        from mistralai.client.utils import BackoffStrategy, RetryConfig
+    except ImportError:
+        from mistralai.utils import BackoffStrategy, RetryConfig  # before 2.0
 
     asked: Any = {"model": f"mistral-fails-once-{id(c)}", "messages": MESSAGES}
     retries = RetryConfig("backoff", BackoffStrategy(10, 20, 1.5, 1000), retry_connection_errors=True)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_cost_ops import CacheConfig, ServerError, exceptions
+from llm_cost_ops import CacheConfig, ClientConfig, CostOpsClient, RetryConfig, ServerError, exceptions
 from llm_cost_ops.interceptors.cache import Cache, ExpiringEntries
 from llm_cost_ops.testing import Delay, Fault, ScriptedTransport
+from llm_cost_ops.types import GetHealthResponse, HealthStatus
 from tests.calls import DONE, async_channel, context_of, put, sync_channel
 from tests.tiny_service import GET_NOTE, GetNoteRequest, Note
 from tests.waiting import in_threads
@@ -64,6 +65,15 @@ def test_the_request_the_headers_and_the_method_are_part_of_the_key() -> None:
     assert asked(channel) == 4
     get(channel, "a", headers={"traceparent": "00-1-2-01"})
     assert asked(channel) == 4, "a trace is no other question"
+
+
+def test_the_health_of_a_service_is_asked_of_it_each_time() -> None:
+    transport = ScriptedTransport([GetHealthResponse(status=HealthStatus.HEALTHY), Fault(503)])
+    config = ClientConfig(base_url="http://test", cache=CacheConfig(), retry=RetryConfig(max_retries=0))
+    with CostOpsClient(config=config, transport=transport) as client:
+        assert client.health().status == HealthStatus.HEALTHY
+        with pytest.raises(ServerError):
+            client.health()
 
 
 def test_a_write_clears_and_is_never_answered_from_memory() -> None:

@@ -118,6 +118,23 @@ def test_one_key_that_was_used_harms_no_neighbour(store: Sync, at: int) -> None:
     assert sums.requests == store.count(Filter()) == 121
 
 
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 150)), max_size=6),
+    st.sampled_from([0, 1, 5, 300]),
+)
+@settings(max_examples=40, deadline=None)
+def test_keys_that_were_used_are_told_wherever_they_stand(runs: list[tuple[bool, int]], fold: int) -> None:
+    used = [was_used for was_used, count in runs for _ in range(count)]
+    with Sync(durability="process") as store, patch.object(rollups, "FOLD_EVERY", fold or FOLD_EVERY):
+        entries = [entry(n, idempotency_key=f"{n}") for n in range(len(used))]
+        store.append([each for each, was_used in zip(entries, used, strict=True) if was_used])
+        answers = [done.status for done in store.append(entries)]
+        expected = [SubmitStatus.DUPLICATE if was_used else SubmitStatus.CREATED for was_used in used]
+        assert answers == expected
+        assert store.count(Filter()) == len(used)
+        assert list(integrity.find_faults(store.store._writer.open())) == []
+
+
 def test_a_batch_is_written_once_though_its_first_transaction_is_rolled_back(tmp_path: Path) -> None:
     """Rows were made before, with the ids of organizations and series that a rollback took back."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import sqlite3
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pytest
@@ -158,11 +160,16 @@ def test_answers_are_those_of_a_ledger_in_dicts(
     monkeypatch.setattr(day_sums, "MIN_ROWS_A_GROUP_OF_LONG", 1 if few else 0)
     monkeypatch.setattr(day_spans, "MIN_ROWS_OF_LONG", chance.choice([1, 5, 20]))
     monkeypatch.setattr(day_spans, "MAX_LONG", chance.choice([1, 2, 4]))
+    crowded = seed % 4 == 2
+    monkeypatch.setattr(day_sums, "MAX_DIMENSIONS", chance.choice([1, 2, 5]) if crowded else 32)
+    monkeypatch.setattr(sqlite_ledger, "_DELETED_AT_ONCE", 1 if crowded else 5000)
     monkeypatch.setattr(rollups, "FOLD_EVERY", chance.choice([1, 3, 128]))
     kept, long, prices = 0, 0, book(1)
     path = tmp_path / "costs.db" if seed % 2 else None
     with Sync(path, durability="process") as store, Sync(ledger=DictLedger()) as dicts:
-        for _ in range(100):
+        for number in range(100):
+            if crowded and number % 9 == 0:
+                store.store._writer.open().execute(AN_HOUR_LATER)
             action = chance.choice(["append", "reprice", "revise", "forget", *["ask"] * 7])
             if action == "append":
                 batch = [some_entry(chance, prices) for _ in range(chance.randrange(1, 9))]
@@ -182,9 +189,10 @@ def test_answers_are_those_of_a_ledger_in_dicts(
                 kept += connection.execute("SELECT count(*) FROM day_sum").fetchone()[0]
                 long += connection.execute(_LONG).fetchone()[0]
         assert not faults(store)
-    assert few or min(kept, 100 * long) > 100
+    assert few or crowded or min(kept, 100 * long) > 100
 
 
+AN_HOUR_LATER = "UPDATE day_grouping SET used = used - 1 WHERE used > 0"
 _LONG = "SELECT count(*) FROM day_span WHERE last > first + 1 AND groups NOTNULL"
 
 
@@ -341,6 +349,126 @@ def test_the_last_spans_of_several_days_are_kept(read: list[int]) -> None:
         assert connection.execute(_LONG).fetchone() == (day_spans.MAX_LONG,)
         store.summarize(of_days(50, 60), _PAIRS, None)
         assert not [day for day in read[-10:] if day < 50]
+
+
+class Groupings(NamedTuple):
+    """A ledger that keeps sums, beside one in dicts, and by what it does."""
+
+    store: Sync
+    dicts: Sync
+    kept: Callable[[], list[str]]
+    pass_an_hour: Callable[[], None]
+
+    def ask(self, *names: str) -> None:
+        for name in names:
+            group_by = tuple(name.split())
+            assert self.store.summarize(Filter(), group_by, None) == self.dicts.summarize(
+                Filter(), group_by, None
+            )
+
+
+@pytest.fixture
+def kept() -> Iterator[Groupings]:
+    """A ledger that keeps sums by three groupings."""
+    with Sync(durability="process") as store, Sync(ledger=DictLedger()) as dicts:
+        fill(store, dicts, 10)
+
+        def groupings() -> list[str]:
+            rows = store.store._writer.open().execute(
+                "SELECT dimensions FROM day_grouping WHERE id IN (SELECT grouping FROM day_span) ORDER BY 1"
+            )
+            return [text for (text,) in rows]
+
+        def pass_an_hour() -> None:
+            store.store._writer.open().execute(AN_HOUR_LATER)
+
+        least = {"MIN_ROWS": 2, "MIN_ROWS_A_GROUP": 1, "MIN_ROWS_OF_LONG": 7}
+        with patch.object(day_sums, "MAX_DIMENSIONS", 3), patch.multiple(day_spans, **least):
+            yield Groupings(store, dicts, groupings, pass_an_hour)
+        connection = store.store._writer.open()
+        left = "SELECT count(*) FROM day_sum WHERE span NOT IN (SELECT id FROM day_span)"
+        assert connection.execute(left).fetchone() == (0,)
+        left = "SELECT count(*) FROM day_group WHERE grouping NOT IN (SELECT id FROM day_grouping)"
+        assert connection.execute(left).fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM day_grouping").fetchone() == (3,)
+
+
+def check_groupings(groupings: Groupings) -> None:
+    """What is used stays; of what is not, the last used; and labels that nobody has give way at once."""
+    groupings.ask("user", "user model", "user provider")
+    groupings.pass_an_hour()
+    groupings.ask("user model", "user project")
+    assert groupings.kept() == ['["model","user"]', '["project","user"]', '["user"]']
+    # Of those that were used in one hour, the newest gives way.
+    groupings.ask("user", "user operation")
+    assert groupings.kept() == ['["model","user"]', '["operation","user"]', '["user"]']
+    groupings.pass_an_hour()
+    groupings.ask("user", "label:a", "label:b", "label:c", "label:c model", "label:c user")
+    assert groupings.kept() == ['["label:c","user"]', '["model","user"]', '["user"]']
+    groupings.pass_an_hour()
+    groupings.ask("label:c user", "user status", "user provider")
+    assert groupings.kept() == ['["provider","user"]', '["status","user"]', '["user"]']
+    groupings.pass_an_hour()
+    groupings.ask("user", "user model")
+    assert groupings.kept() == ['["model","user"]', '["status","user"]', '["user"]']
+
+
+def test_what_was_used_longest_ago_gives_way(kept: Groupings) -> None:
+    check_groupings(kept)
+
+
+def test_who_asks_uses_nothing_of_other_organizations() -> None:
+    with Sync(durability="process") as store, patch.multiple(day_spans, MIN_ROWS=2, MIN_ROWS_A_GROUP=1):
+        store.append([entry(at, organization_id=name) for name in ("acme", "globex") for at in range(5)])
+        store.summarize(Filter(), ("user",), None)
+        connection = store.store._writer.open()
+        connection.execute(AN_HOUR_LATER)
+        store.summarize(Filter(organization_ids=("globex",)), ("user",), None)
+        used = dict(
+            connection.execute(
+                "SELECT o.name, g.used FROM day_grouping g JOIN organization o ON o.id = g.org"
+            )
+        )
+        assert used["acme"] < used["globex"]
+
+
+def test_what_gives_way_is_deleted_some_rows_at_a_time(
+    kept: Groupings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_ledger, "_DELETED_AT_ONCE", 4)
+    connection = kept.store.store._writer.open()
+    changed: list[int] = []
+    delete_some = day_sums.delete_some
+
+    def noted(cursor: Any, most: int) -> bool:
+        before = connection.total_changes
+        is_left = delete_some(cursor, most)
+        changed.append(connection.total_changes - before)
+        return is_left
+
+    monkeypatch.setattr(day_sums, "delete_some", noted)
+    check_groupings(kept)
+    # With each of the last a row of another table.
+    assert len(changed) > 10
+    assert max(changed) <= 8
+
+
+def test_what_was_not_deleted_to_the_end_is_deleted_by_the_next(
+    kept: Groupings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_ledger, "_DELETED_AT_ONCE", 4)
+    delete_some, busy = day_sums.delete_some, iter([False, True, False, True])
+
+    def sometimes(cursor: Any, most: int) -> bool:
+        if next(busy, False):
+            raise sqlite3.DataError("cannot be done now")
+        return delete_some(cursor, most)
+
+    monkeypatch.setattr(day_sums, "delete_some", sometimes)
+    kept.ask("user", "user model", "user provider", "user project", "user operation", "user status")
+    kept.pass_an_hour()
+    kept.ask("user", "user")
+    assert not faults(kept.store)
 
 
 def test_no_query_indexes_the_whole_table() -> None:

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.ledger import Filter
+from llm_cost_ops.ledger.erasure import without_user
 from llm_cost_ops.ledger.sqlite import day_sums
+from llm_cost_ops.wire.unknown import Unknown
 from tests.ledger_suite import ask_everything, revise
 from tests.life_suite import erase, events, faults, remove
 from tests.unit.ledger.making import START, Sync, entry
@@ -100,17 +103,23 @@ def test_an_erasure_that_was_killed_goes_on(tmp_path: Path) -> None:
         assert ledger.summarize(EVERYTHING, ("model",), None) == before
 
 
+def test_what_is_nested_too_deep_to_be_looked_into_stops_no_erasure() -> None:
+    deep = b"[" * 5000 + b"]" * 5000
+    record = replace(entry(user_id="ann").record, unknown_=Unknown(json={"new": Raw(deep)}))
+    assert without_user(record, "ann") == replace(record, user_id="", unknown_=UNSET)
+
+
 def test_sums_that_were_added_up_before_an_erasure_are_not_kept_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = day_sums.store
 
-    def erase_first(cursor: Any, *arguments: Any) -> None:
+    def erase_first(cursor: Any, **arguments: Any) -> bool:
         # Between the query that added them up and the transaction that keeps them.
         monkeypatch.setattr(day_sums, "store", kept)
         raced.append(1)
         day_sums.forget(cursor, "acme")
-        kept(cursor, *arguments)
+        return kept(cursor, **arguments)
 
     raced: list[int] = []
     with Sync(tmp_path / "costs.db") as ledger:

@@ -87,7 +87,7 @@ def test_the_ledger_beside_a_model(postgres: Any) -> None:
     )
 
 
-_OF_ORGANIZATIONS = "series|usage|first_record|erased|revision|rollup|delta|day_span|removed_sum"
+_OF_ORGANIZATIONS = "series|usage|first_record|erased|revision|rollup|delta|day_grouping|day_span|removed_sum"
 _TABLE = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE|COPY) llm_cost_ops\.({_OF_ORGANIZATIONS})\b(?: AS)? ?(\w+)?")
 
 
@@ -102,7 +102,7 @@ def without_organization(sql: str) -> list[str]:
             given = rf"{verb} llm_cost_ops\.{table}( AS \w+)? (\(org,|SELECT (%\(org\)s|\w+\.org),)"
             if not re.search(given, sql):
                 found.append(table)
-        elif not re.search(rf"{name} = (ANY\()?('\{{\d|%|\w+\.org\b)|\w+\.org = {alias}\.org\b", sql):
+        elif not re.search(rf"{name} = (ANY\()?('\{{\d|%|\w+\.org\b|o\.id\b)|\w+\.org = {alias}\.org\b", sql):
             found.append(table)
     return found
 

@@ -307,6 +307,31 @@ def test_plans_that_were_made_while_tables_were_empty_do_not_read_all_of_them_la
     assert after[1] - before[1] < 20_000
 
 
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_a_batch_that_is_sent_again_reads_its_own_rows_alone(postgres_url: str, *, analyzed: bool) -> None:
+    """As after a time-out, however many records the organization has."""
+    batch = [entry(number, idempotency_key=f"{number}") for number in range(500)]
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        with Sync(ledger=open_ledger(postgres_url)) as ledger:
+            ledger.append([entry(idempotency_key="first")])
+            connection.execute(_FULL)
+            ledger.append(batch)
+            if analyzed:
+                connection.execute("ANALYZE")
+        until(lambda: not connection.execute(_OTHERS).fetchall())
+        connection.execute("SELECT pg_stat_force_next_flush()")
+        before = connection.execute(_READ).fetchone()
+        with Sync(ledger=open_ledger(postgres_url)) as ledger:
+            assert {done.status for done in ledger.append(batch)} == {"duplicate"}
+        until(lambda: not connection.execute(_OTHERS).fetchall())
+        after = connection.execute(_READ).fetchone()
+    assert before is not None
+    assert after is not None
+    # To look for them, to find what they are, and to open the ledger.
+    assert after[0] == before[0]
+    assert after[1] - before[1] < 3 * len(batch)
+
+
 def test_a_sum_reads_the_rows_of_its_edges_and_no_others(postgres_url: str) -> None:
     """The planner takes an interval that comes from a parameter for a ninth of the table."""
     where = Filter(

@@ -32,7 +32,9 @@ from tests.unit.ledger.making import START, Sync, entry
 from tests.unit.ledger.test_day_sums import (
     FILTERS,
     GROUPINGS,
+    Groupings,
     book,
+    check_groupings,
     fill,
     of_days,
     revise,
@@ -42,6 +44,7 @@ from tests.waiting import MAX_WAIT
 
 _PAIRS = ("user", "model")
 _WAITS = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+_AN_HOUR_LATER = "UPDATE llm_cost_ops.day_grouping SET used = used - 1 WHERE used > 0"
 _LONG = "SELECT count(*) FROM llm_cost_ops.day_span WHERE last > first + 1 AND groups IS NOT NULL"
 
 
@@ -90,12 +93,16 @@ def test_answers_are_those_of_a_ledger_in_dicts(
     monkeypatch.setattr(day_spans, "MIN_ROWS_A_GROUP", 1 if few else 0)
     monkeypatch.setattr(day_spans, "MIN_ROWS_OF_LONG", chance.choice([1, 5, 20]))
     monkeypatch.setattr(day_spans, "MAX_LONG", chance.choice([1, 2, 4]))
+    crowded = seed % 4 == 2
+    monkeypatch.setattr(day_sums, "MAX_DIMENSIONS", chance.choice([1, 2, 5]) if crowded else 32)
     monkeypatch.setattr(summaries, "_FOLD_ROWS", chance.choice([1, 20, 1000]))
     monkeypatch.setattr(sums, "MAX_JOINED", chance.choice([0, 16]))
     monkeypatch.setattr("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", chance.choice([1, 7, 500]))
     kept, long, prices = 0, 0, book(1)
     with Sync(ledger=DictLedger()) as dicts:
         for number in range(100):
+            if crowded and number % 9 == 0:
+                connection.execute(_AN_HOUR_LATER)
             ledger = chance.choice(servers)
             action = chance.choice(["append", "reprice", "revise", "live", *["ask"] * 7])
             if action == "append":
@@ -117,7 +124,7 @@ def test_answers_are_those_of_a_ledger_in_dicts(
                 ).fetchone()[0]
                 long += connection.execute(_LONG).fetchone()[0]
         assert servers[0].find_faults() == []
-    assert few or min(kept, 30 * long) > 60
+    assert few or crowded or min(kept, 30 * long) > 60
 
 
 def live(ledger: Sync, dicts: Sync, chance: random.Random, number: int) -> None:
@@ -343,21 +350,40 @@ def test_the_last_spans_of_several_days_are_kept(
     assert [first - start for (first,) in rows] == [20, 30, 40, 50]
 
 
-def test_new_days_are_kept_by_what_other_days_are_kept_by(
+def test_what_was_used_longest_ago_gives_way(
     servers: list[Sync], connection: psycopg.Connection[Any]
 ) -> None:
-    one, number = servers[0], "SELECT count(*) FROM llm_cost_ops.day_span"
-    with Sync(ledger=DictLedger()) as dicts, patch.object(day_sums, "MAX_DIMENSIONS", 2):
-        fill(one, dicts, 20)
-        for group_by in (("user",), ("tag",), ("label:team",)):
-            one.summarize(of_days(0, 5), group_by, None)
-        by = connection.execute("SELECT DISTINCT dimensions FROM llm_cost_ops.day_span ORDER BY 1").fetchall()
-        assert by == [('["tag"]',), ('["user"]',)]
-        before = connection.execute(number).fetchone()
-        one.summarize(of_days(10, 15), ("label:team",), None)
-        assert connection.execute(number).fetchone() == before
-        one.summarize(of_days(10, 15), ("user",), None)
-        assert connection.execute(number).fetchone() != before
+    def kept() -> list[str]:
+        rows = connection.execute(
+            "SELECT dimensions FROM llm_cost_ops.day_grouping "
+            "WHERE id IN (SELECT grouping FROM llm_cost_ops.day_span) ORDER BY 1"
+        )
+        return [text for (text,) in rows]
+
+    def pass_an_hour() -> None:
+        connection.execute(_AN_HOUR_LATER)
+
+    with Sync(ledger=DictLedger()) as dicts, patch.object(day_sums, "MAX_DIMENSIONS", 3):
+        fill(servers[0], dicts, 10)
+        check_groupings(Groupings(servers[0], dicts, kept, pass_an_hour))
+    assert len(kept()) == 3
+
+
+def test_what_others_delete_or_note_at_the_moment_keeps_nobody_waiting(
+    servers: list[Sync], connection: psycopg.Connection[Any]
+) -> None:
+    with Sync(ledger=DictLedger()) as dicts, patch.object(day_sums, "MAX_DIMENSIONS", 1):
+        fill(servers[0], dicts, 10)
+        groupings = Groupings(servers[0], dicts, list, list)
+        groupings.ask("user")
+        connection.execute(_AN_HOUR_LATER)
+        for statement in (_AN_HOUR_LATER, "DELETE FROM llm_cost_ops.day_grouping"):
+            with connection.transaction(), patch.object(groupings.store, "timeout", 5.0):
+                connection.execute(statement)
+                groupings.ask("user", "user model")
+                if statement != _AN_HOUR_LATER:
+                    raise psycopg.Rollback
+    assert servers[0].find_faults() == []
 
 
 def statements(ledger: Sync, *question: Any) -> list[str]:
@@ -389,7 +415,7 @@ def test_where_nothing_is_to_be_kept_nothing_is_asked_for_it(
     monkeypatch.setattr(day_spans, "MIN_ROWS_OF_LONG", 1000)
     with Sync(ledger=DictLedger()) as dicts:
         fill(servers[0], dicts, 5)
-    asked = [sql for sql in statements(servers[0], Filter(), ("user",), None) if "day_span" in sql]
+    asked = [sql for sql in statements(servers[0], Filter(), ("user",), None) if "day_" in sql]
     assert len(asked) == 1
 
 

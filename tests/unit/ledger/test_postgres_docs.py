@@ -55,7 +55,9 @@ def as_user(url: str, role: str) -> str:
 
 
 def test_every_table_is_said_to_be_replicated_or_distributed_and_may_be(postgres: Any, url: str) -> None:
-    """What a table that is distributed by `org` may have: no foreign key, and nothing unique without it."""
+    """What a table that is distributed by `org` may have: nothing unique without it, and foreign keys to
+    others that are, by `org` first.
+    """
     assert main(["db", "init", url]) == 0
     [listed] = re.findall(r"By its documentation (.*?), in one group", TEXT, re.DOTALL)
     replicated, distributed = (
@@ -67,7 +69,15 @@ def test_every_table_is_said_to_be_replicated_or_distributed_and_may_be(postgres
     assert replicated | distributed == {
         table for (table,) in postgres.execute(f"SELECT relname FROM pg_class WHERE {tables}", name)
     }
-    assert postgres.execute("SELECT conname FROM pg_constraint WHERE contype = 'f'", name) == []
+    foreign = postgres.execute(
+        "SELECT c.conrelid::regclass::text, c.confrelid::regclass::text, a.attname, b.attname "
+        "FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1] "
+        "JOIN pg_attribute b ON b.attrelid = c.confrelid AND b.attnum = c.confkey[1] WHERE c.contype = 'f'",
+        name,
+    )
+    for *both, column, other in foreign:
+        assert {table.removeprefix("llm_cost_ops.") for table in both} <= distributed
+        assert column == other == "org"
     unique = postgres.execute(
         "SELECT c.relname, EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = c.oid "
         "AND a.attname = 'org' AND a.atttypid = 'int'::regtype AND a.attnum = ANY(i.indkey)) "

@@ -130,7 +130,7 @@ async def failed(call):
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
     error = raised.value
-    trailers = dict(error.trailing_metadata())
+    trailers = dict(list(error.trailing_metadata()))
     details = read_status(trailers.get("grpc-status-details-bin", b""))
     return error, trailers, details
 
@@ -253,7 +253,7 @@ async def test_the_server_s_own_limit_of_time(start):
     async with grpc.aio.insecure_channel(address) as channel:
         error, _, _ = await failed(channel.unary_unary(PATH)(note("sleep:600"), timeout=MAX_WAIT))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert read_status(dict(error.trailing_metadata())["grpc-status-details-bin"]).request_id
+        assert read_status(dict(list(error.trailing_metadata()))["grpc-status-details-bin"]).request_id
 
 
 async def test_sizes(start):
@@ -303,7 +303,7 @@ async def test_too_many_calls_at_once_are_refused(start, notes):
     refused = [result for result in results if isinstance(result, grpc.aio.AioRpcError)]
     assert [error.code() for error in refused] == [grpc.StatusCode.UNAVAILABLE] * 3
     for error in refused:
-        details = read_status(dict(error.trailing_metadata())["grpc-status-details-bin"])
+        details = read_status(dict(list(error.trailing_metadata()))["grpc-status-details-bin"])
         assert details.error_code == "OVERLOADED"
         assert 0.5 <= details.retry_after <= 1
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
+import struct
 from typing import Any
 
 import h11
@@ -11,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_cost_ops.server.app import HttpServer
-from llm_cost_ops.server.h11_limits import StrictConnection
-from tests.waiting import MAX_WAIT
+from llm_cost_ops.server.h11_limits import LimitedProtocol, StrictConnection
+from llm_cost_ops.server.limits import ConnectionLimits
+from tests.waiting import MAX_WAIT, until_async
 
 CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 names = st.sampled_from([b"X-A", b"Accept", b"Content-Length", b"content-length"])
@@ -125,13 +129,17 @@ def test_an_answer_is_what_h11_writes(verb: bytes, parts: list[bytes], sized: bo
         assert ours == plain
 
 
+async def _lifespan(receive: Any, send: Any) -> None:
+    while True:
+        await send({"type": f"{(await receive())['type']}.complete"})
+
+
 async def test_a_head_does_not_wait_for_a_body_that_comes_later() -> None:
     go_on = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            while True:
-                await send({"type": f"{(await receive())['type']}.complete"})
+            await _lifespan(receive, send)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await go_on.wait()
         await send({"type": "http.response.body", "body": b"ok"})
@@ -146,4 +154,33 @@ async def test_a_head_does_not_wait_for_a_body_that_comes_later() -> None:
         go_on.set()
         assert await reader.readexactly(2) == b"ok"
     writer.close()
+    await server.stop(MAX_WAIT)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"])
+async def test_nothing_is_left_of_a_connection_that_was_reset(sent: bytes) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def connections() -> int:
+        gc.collect()
+        return sum(isinstance(each, LimitedProtocol) for each in gc.get_objects())
+
+    hour = ConnectionLimits(header_timeout=3600, idle_timeout=3600, linger_timeout=3600)
+    server = HttpServer(app, port=0, limits=hour)
+    host, _, port = (await server.start()).removeprefix("http://").partition(":")
+    before = connections()
+    async with asyncio.timeout(MAX_WAIT):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        await until_async(lambda: connections() > before)
+        writer.write(sent)
+        if sent.endswith(b"\r\n\r\n"):
+            assert b" 204 " in await reader.readuntil(b"\r\n\r\n")
+        connected = writer.get_extra_info("socket")
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.close()
+        await until_async(lambda: connections() == before)
     await server.stop(MAX_WAIT)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import signal
 import socket
 import stat
@@ -19,6 +21,7 @@ from msgspec.structs import replace
 from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.server.limits import AsgiLimits, ConnectionLimits
 from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
+from tests.served import served
 from tests.tiny_service import PUT_NOTE, Note, PutNoteRequest, context
 from tests.unit.server.note_servicer import running
 from tests.waiting import MAX_WAIT, until
@@ -303,3 +306,39 @@ def test_a_taken_port_is_an_error(server):
             await HttpServer(AsgiApp(ServiceHandler([])), port=server.port).start()
 
     asyncio.run(run())
+
+
+@contextlib.contextmanager
+def served_with_files(folder, soft, hard):
+    """A server that begins with these limits of open files, and its address."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    options = ["--db", str(folder / "ledger.db"), "--http", "127.0.0.1:0"]
+    with served(*options, preexec_fn=limit) as server:
+        yield server, server.urls[0]
+
+
+def idle_connections(url, count):
+    with contextlib.ExitStack() as opened:
+        address = (httpx.URL(url).host, httpx.URL(url).port)
+        for _ in range(count):
+            opened.enter_context(socket.create_connection(address))
+        return opened.pop_all()
+
+
+def test_a_server_out_of_files_says_so_once_and_goes_on_by_itself(tmp_path):
+    with served_with_files(tmp_path, 64, 64) as (server, url):
+        with idle_connections(url, 100):
+            said = server.wait_for("connections are not taken until others end: Too many open files")
+            time.sleep(1.5)  # asyncio tries again after a second
+        assert httpx.get(f"{url}/health", timeout=MAX_WAIT).status_code == 200
+        assert server.text.count(said[0]) == 1
+        assert "Traceback" not in server.text
+
+
+def test_a_server_may_have_as_many_files_as_its_hard_limit_lets_it(tmp_path):
+    with served_with_files(tmp_path, 64, 1024) as (server, url), idle_connections(url, 100):
+        assert httpx.get(f"{url}/health", timeout=MAX_WAIT).status_code == 200
+        assert "not taken" not in server.text

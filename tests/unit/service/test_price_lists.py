@@ -27,6 +27,14 @@ def test_listed_cards_are_the_catalogs_own() -> None:
         ]
 
 
+def test_a_provider_is_found_by_any_of_its_names() -> None:
+    with CostOpsClient(base_url="sqlite://") as client:
+        for name in ("Together_AI", "bedrock"):
+            owner = load_catalog().provider_of(name)
+            found = list(client.pricing.list(provider=name, page_size=1000))
+            assert found == list(client.pricing.list(provider=owner, page_size=1000)) != []
+
+
 def test_a_card_that_is_added_between_two_pages_moves_nothing() -> None:
     with CostOpsClient(base_url="sqlite://") as client:
         for model in ("b", "d", "f"):

@@ -57,6 +57,18 @@ def test_a_record_a_century_away_leaves_the_others_to_be_grouped(time: str, labe
         assert [group.requests for group in one.breakdown] == [1]
 
 
+def test_the_hour_that_comes_twice_in_autumn_comes_in_its_order() -> None:
+    hours = [datetime(2026, 10, 25, hour, 30, tzinfo=UTC) for hour in range(3)]
+    with with_records(hours) as client:
+        for dimensions in (["hour"], ["hour", "model"]):
+            found = client.costs.get(group_by=dimensions, time_zone="Europe/Berlin").breakdown
+            assert [group.keys[0].value[10:] for group in found] == [
+                "T02:00:00+02:00",
+                "T02:00:00+01:00",
+                "T03:00:00+01:00",
+            ]
+
+
 def test_groups_by_time_and_another_dimension_are_sparse_too() -> None:
     with with_records(MOMENTS) as client:
         groups = client.costs.get(group_by=["model", "day"]).breakdown

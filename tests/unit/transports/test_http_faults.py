@@ -145,7 +145,7 @@ async def test_cancelled_calls_leave_no_permit_behind():
             results = await asyncio.gather(*calls, return_exceptions=True)
             assert all(isinstance(result, asyncio.CancelledError) for result in results)
         pool = transport._pools[asyncio.get_running_loop()]
-        assert (pool.queue._in_flight, len(pool.queue._waiting)) == (0, 0)
+        assert (len(pool.queue._inside), len(pool.queue._waiting)) == (0, 0)
         await transport.aclose()
 
 

@@ -136,13 +136,13 @@ def test_proxies_are_used(monkeypatch):
 
 def test_turns_are_first_come_first_served():
     queue, order = CallQueue(1), []
-    assert queue.enter(0)
-    assert not queue.enter(0.01)
+    assert queue.enter("first", 0)
+    assert not queue.enter("late", 0.01)
 
     def wait(name):
-        assert queue.enter(MAX_WAIT)
+        assert queue.enter(name, MAX_WAIT)
         order.append(name)
-        queue.leave()
+        queue.leave(name)
 
     threads = []
     for name in "abcde":
@@ -150,11 +150,11 @@ def test_turns_are_first_come_first_served():
         thread.start()
         threads.append(thread)
         until(lambda: len(queue._waiting) == len(threads))
-    queue.leave()
+    queue.leave("first")
     for thread in threads:
         thread.join(MAX_WAIT)
     assert "".join(order) == "abcde"
-    assert queue.enter(0)
+    assert queue.enter("last", 0)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -88,6 +88,35 @@ def test_tls_to_a_server_that_speaks_none(network, colour):
     with FaultyPeer(plain) as peer:
         error = network.call(colour, network.url(peer.port, tls="s"), timeout=MAX_WAIT)
     assert (error.code, error.origin, error.maybe_applied) == (StatusCode.UNAVAILABLE, "network", False)
+    assert error.message.endswith(
+        f"; if it speaks no TLS, its URL begins with {network.url(1).partition(':')[0]}://"
+    )
+
+
+@pytest.mark.parametrize(
+    ("network", "sent", "advised"),
+    [
+        (HTTP, b"", "if it speaks TLS, its URL begins with https://"),
+        (GRPC, b"", "if it speaks TLS, its URL begins with grpcs://"),
+        # The SETTINGS of a gRPC server, and what an HTTP server says to those of a client.
+        (
+            HTTP,
+            b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\xff\xff\r\n\r\n",
+            "if it is a gRPC server, its URL begins with grpc://",
+        ),
+        (GRPC, b"HTTP/1.1 400 Bad Request\r\n\r\n", "if it is an HTTP server, its URL begins with http://"),
+    ],
+    ids=["http-to-tls", "grpc-to-tls", "http-to-grpc", "grpc-to-http"],
+)
+def test_another_protocol_is_advised_where_the_server_seems_to_speak_it(network, sent, advised, colour):
+    def peer(connection):
+        connection.recv(65536)
+        connection.sendall(sent)
+
+    with FaultyPeer(peer) as other:
+        error = network.call(colour, network.url(other.port), timeout=MAX_WAIT)
+    assert error.code is StatusCode.UNAVAILABLE
+    assert error.message.endswith(f"; {advised}")
 
 
 def test_a_deadline_that_has_passed_sends_nothing(network, colour):
