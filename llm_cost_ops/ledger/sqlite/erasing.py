@@ -22,7 +22,7 @@ from llm_cost_ops.ledger.sqlite.rows import prepare
 __all__ = ["empty_log", "erase", "find_mentions"]
 
 _EXAMINED = 20_000
-_NAMES = f"(instr({{0}}.record, ?3) OR substr({{0}}.record, 1, {len(HAS_UNKNOWN)}) = ?4)"
+_NAMES = "(instr({0}.record, ?3) OR instr({0}.record, ?4))"
 _MENTIONS = (
     f"SELECT u.seq FROM usage u NOT INDEXED WHERE u.seq > ?1 AND u.seq <= ?2 AND ({_NAMES.format('u')} "
     f"OR EXISTS (SELECT 1 FROM first_record f WHERE f.usage = u.seq AND {_NAMES.format('f')}) "
