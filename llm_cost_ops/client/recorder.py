@@ -29,6 +29,7 @@ from llm_cost_ops.config import RecorderConfig
 from llm_cost_ops.exceptions import RecorderFullError
 from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.rpc.context import uuid7_series
+from llm_cost_ops.rpc.dropped import ends_soon
 from llm_cost_ops.rpc.forks import forget_in_children, quiesce_for_forks
 from llm_cost_ops.rpc.wake import Bell
 from llm_cost_ops.wire.errors import EncodeError
@@ -98,7 +99,7 @@ class Recorder:
         self._connect = connect
         self._spool = None if config.spool is None else self._open_spool(config)
         self._overflow = config.overflow or ("spill" if config.spool else "drop_newest")
-        self._closed = self._leaving = False
+        self._closed = self._leaving = self._ending = False
         self._begin_anew()
         forget_in_children(self)
         quiesce_for_forks(self, uses_others=True)
@@ -199,6 +200,13 @@ class Recorder:
         """Close as the process ends, since `began`. What is recorded after that goes into the spool."""
         self._leaving = True
         self.close(max(0.0, self._config.shutdown_timeout - (time.monotonic() - began)))
+
+    def end_when_sent(self) -> None:
+        """End once everything was sent: nobody is left who would record. May be called in a finalizer."""
+        self._ending = True
+        if self._thread is not None:
+            ends_soon(self._thread)
+        self._hurry.ring()
 
     def forget(self) -> None:
         """In a forked child: what waits is the parent's to send; its spool forgets by itself."""
@@ -405,7 +413,7 @@ class Recorder:
                 failures += 1
                 self._rest(error, failures)
             else:
-                if self._closed:
+                if self._closed or (self._ending and not self._left()):
                     break
                 self._wait_for_more()
             if self._spool is not None and time.monotonic() - looked > _TAKE_OVER_SECONDS:

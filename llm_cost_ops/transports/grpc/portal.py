@@ -8,8 +8,10 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Generic, TypeVar
-from weakref import finalize
+
+from llm_cost_ops.rpc.dropped import ends_soon, when_dropped
 
 __all__ = ["Portal"]
 
@@ -85,8 +87,13 @@ class Portal:
                 loop.close()
                 raise
             self._loop, self._thread = loop, thread
-            finalize(self, _stop, self._loop).atexit = False
+            when_dropped(self, partial(_drop, loop, thread))
         return self._loop
+
+
+def _drop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    ends_soon(thread)
+    _stop(loop)
 
 
 def _stop(loop: asyncio.AbstractEventLoop) -> None:
