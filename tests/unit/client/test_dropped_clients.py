@@ -98,7 +98,7 @@ class _Service:
         self.keys: list[str] = []
         self.closed = threading.Event()
 
-    def send(self, records: list[UsageRecord]) -> BatchReceipt:
+    def send(self, records: list[UsageRecord], timeout: float | None) -> BatchReceipt:
         self.tried.set()
         if self.fails:
             raise NetworkError("down")
