@@ -122,10 +122,10 @@ def to_keep(connection: sqlite3.Connection, where: Filter, group_by: Keys, piece
     if dimensions is None or not runs:
         return found
     kept = Kept(connection, where, dimensions, runs)
-    mine = {days.grouping for days in kept.organizations.values()}
-    unused = connection.execute(_UNUSED, (_text(dimensions),))
-    found.used.extend(grouping for (grouping,) in unused if grouping in mine)
+    unused = {grouping for (grouping,) in connection.execute(_UNUSED, (_text(dimensions),))}
     for days in kept.organizations.values():
+        if days.grouping is not None and days.grouping in unused:
+            found.used.append(days.grouping)
         found.single.extend(days_to_fold(days, runs))
         if not where.user_ids:
             found.long.extend(long_to_fold(days, runs))
