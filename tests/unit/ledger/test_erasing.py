@@ -51,6 +51,8 @@ def test_no_byte_of_a_user_stays_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "costs.db"
     with Sync(path) as ledger:
         fill(ledger)
+        ledger.append([entry(labels={ANN: "x"})])
+        ledger.summarize(EVERYTHING, (f"label:{ANN}",), None)
         assert path.with_name("costs.db-wal").stat().st_size
         assert any(ANN.encode() in file.read_bytes() for file in tmp_path.iterdir())
         before = ledger.summarize(EVERYTHING, ("model",), None)
