@@ -45,7 +45,7 @@ class Portal:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._calls = _Calls(self._lock)
-        # Calls that run the loop in their own thread, or wait for their turn: no other is started for it then.
+        # Calls that run the loop in their own thread, or wait for that: it gets no other thread then.
         self._here = 0
         self._turn = threading.Lock()
 
