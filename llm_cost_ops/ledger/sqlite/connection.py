@@ -121,6 +121,10 @@ class Database:
                 self._look_into(connection, self.files)
         return connection
 
+    def look_again(self) -> None:
+        """Have the next connection look into the file, as the first one did."""
+        self._looked_into = False
+
     def _look_into(self, connection: sqlite3.Connection, files: FileWatch) -> None:
         """Have writes refused to a file that is inconsistent at first sight."""
         try:
@@ -548,6 +552,8 @@ class Writer:
             self._drop()
             self.interner = Interner()
             self.close_readers()
+            # What is there now may be what somebody restored, with what our log had of another state.
+            self.database.look_again()
         elif self._connection is not None:
             # Else the log of the file that was moved away is taken for that of the file in its place.
             with contextlib.suppress(sqlite3.Error):

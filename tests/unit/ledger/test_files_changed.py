@@ -280,6 +280,30 @@ def test_what_was_lost_with_a_log_gives_nothing_to_later_records(tmp_path: Path,
     assert found == {("another",): 1, ("gpt-4o",): 5}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_backup_that_was_copied_over_a_database_in_use_is_looked_into(tmp_path: Path, kind: str) -> None:
+    """The log that is saved when it is gone from its path belongs to what was there before."""
+    path, backup = tmp_path / "costs.db", tmp_path / "backup.db"
+    with Sync(path) as first:
+        submit(first, "a")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("VACUUM INTO ?", (str(backup),))
+    with opened(path, kind) as store:
+        store.append([entry(model_id=model, idempotency_key=model) for model in ("b", "c")])
+        with path.open("r+b") as file:
+            file.truncate(0)
+            file.write(backup.read_bytes())
+        for log in ("-wal", "-shm"):
+            Path(f"{path}{log}").unlink()
+        time.sleep(0.05)  # it looks at its files every now and then
+        codes = []
+        for _ in range(3):
+            with pytest.raises(RpcError) as caught:
+                store.append([entry(model_id=model, idempotency_key=model) for model in ("b", "c", "d")])
+            codes.append(caught.value.code)
+        assert codes == [StatusCode.UNAVAILABLE, StatusCode.DATA_LOSS, StatusCode.DATA_LOSS]
+
+
 def test_an_index_that_was_removed_while_another_process_writes(tmp_path: Path, store: Sync) -> None:
     path = tmp_path / "costs.db"
     (tmp_path / "costs.db-shm").unlink()
