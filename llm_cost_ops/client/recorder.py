@@ -51,6 +51,7 @@ _LAST_SECONDS = 0.1
 _FORK_SECONDS = 1.0
 # A thread that has nothing to do looks up so often, lest a wake-up that was lost on the way lasts.
 _IDLE_SECONDS = 1.0
+_QUIET_SECONDS = 60.0
 # An idle thread that is woken lets the caller go on for so long: what follows leaves together, and a caller
 # that records once does not share the interpreter with the work on its record (65 to 100 us of a call).
 _GATHER_SECONDS = 0.01
@@ -240,7 +241,7 @@ class Recorder:
         self._abandoned = False
         self._importing = threading.RLock()
         self._warm: bool = False
-        self._said: set[str] = set()
+        self._said: dict[str, float] = {}
 
     def _open_spool(self, config: RecorderConfig) -> Spool:
         return Spool(str(config.spool), durability=config.durability, max_bytes=config.spool_bytes)
@@ -545,7 +546,8 @@ class Recorder:
                             self._spool.set_aside(batch, payload)
                     self._spool.acknowledge(batch)
             self._progress.notify_all()
-        self._said.clear()
+        quiet = time.monotonic() - _QUIET_SECONDS
+        self._said = {kind: at for kind, at in list(self._said.items()) if at > quiet}
         for record, result in settled:
             if result.status not in _ACCEPTED:
                 self._report_error(record, reason_of(result))
@@ -586,9 +588,9 @@ class Recorder:
             self._say(f"rejected {reason[:40]}", f"a record was rejected: {reason}{what_to_do}")
 
     def _say(self, kind: str, message: str) -> None:
-        """Log a kind of trouble once, until a batch is delivered."""
+        """Log a kind of trouble once, until a batch is delivered a minute later or more."""
         if kind not in self._said:
-            self._said.add(kind)
+            self._said[kind] = time.monotonic()
             _log.warning("%s", message)
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
