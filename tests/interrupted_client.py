@@ -69,11 +69,19 @@ class Interrupt:
         return self._step
 
 
-def run(point: int, call: Callable[[], object], act: Callable[[], object]) -> str:
-    """Where the point was; "" when there are fewer, and for point 0, which there is not."""
+def run(
+    point: int,
+    call: Callable[[], object],
+    act: Callable[[], object],
+    alike: Callable[[], object] | None = None,
+) -> str:
+    """Where the point was; "" when there are fewer, and for point 0, which there is not.
+
+    `alike` runs the same functions, where `call` does not do the same when it is made again.
+    """
     if sys.version_info >= (3, 13) and point:
         # Opcodes of a function are traced from its next call on, until another thread was in it.
-        run(0, call, act)
+        run(0, alike or call, act)
     interrupt = Interrupt(point, act)
     # From Python 3.12 on opcodes are traced only where some frame asked for it before.
     sys._getframe().f_trace_opcodes = True

@@ -21,7 +21,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _MATRIX = "instrumentation/test_matrix.py"
 _ABSENT = re.compile(r"^(SKIPPED \[(\d+)\].*this version of the SDK can't.*)$", re.MULTILINE)
 _PASSED = re.compile(r"^(?:\d+ failed, )?(\d+) passed", re.MULTILINE)
-_FAILED = re.compile(r"^(?:FAILED|ERROR) \S*?::(\S+)", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) \S*?::(.+?)(?: - .*)?$", re.MULTILINE)
 
 
 class Sdk(NamedTuple):
@@ -96,7 +96,7 @@ def _row(name: str, version: str, sdk: Sdk) -> str:
     sys.stderr.write(said if status else "".join(f"{line}\n" for line, _ in absent))
     passed = _PASSED.search(said)
     missing = sum(int(number) for _, number in absent)
-    return f"{passed[1] if passed else 0} | {missing} | {' '.join(_FAILED.findall(said)) or status}"
+    return f"{passed[1] if passed else 0} | {missing} | {', '.join(_FAILED.findall(said)) or status}"
 
 
 def _run(*command: str) -> tuple[int, str]:

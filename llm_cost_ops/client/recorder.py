@@ -27,18 +27,11 @@ from llm_cost_ops.client.submitting import Connection, Line, invalid, reason_of,
 from llm_cost_ops.config import RecorderConfig
 from llm_cost_ops.exceptions import RecorderFullError
 from llm_cost_ops.rpc.backoff import Backoff
+from llm_cost_ops.rpc.dropped import ends_soon
 from llm_cost_ops.rpc.forks import forget_in_children, quiesce_for_forks
 from llm_cost_ops.rpc.wake import Bell
 
-__all__ = [
-    "MAX_BATCH_BYTES",
-    "MAX_BATCH_RECORDS",
-    "Connection",
-    "FlushReport",
-    "Recordable",
-    "Recorder",
-    "Rejected",
-]
+__all__ = ["MAX_BATCH_BYTES", "MAX_BATCH_RECORDS", "FlushReport", "Recordable", "Recorder"]
 
 MAX_BATCH_RECORDS = 1000
 MAX_BATCH_BYTES = 1024 * 1024
@@ -87,8 +80,8 @@ class Recorder:
         self._connect = connect
         self._spool = None if config.spool is None else self._open_spool(config)
         self._overflow = config.overflow or ("spill" if config.spool else "drop_newest")
-        # `_ended`: it is closed, or the process ends.
-        self._closed = self._ended = False
+        # `_ended`: it is closed, or the process ends. `_dropped`: nobody is left who would record.
+        self._closed = self._ended = self._dropped = False
         self._leave_by: float | None = None
         self._begin_anew()
         forget_in_children(self)
@@ -197,6 +190,13 @@ class Recorder:
         self._leave_by = began + self._config.shutdown_timeout
         self._ended = True
         self._flush_late()
+
+    def end_when_sent(self) -> None:
+        """End once everything was sent: nobody is left who would record. May be called in a finalizer."""
+        self._dropped = True
+        if self._thread is not None:
+            ends_soon(self._thread)
+        self._hurry.ring()
 
     def forget(self) -> None:
         """In a forked child: what waits is the parent's to send; its spool forgets by itself."""
@@ -437,7 +437,7 @@ class Recorder:
                 continue
             if line.error is not None:
                 self._rest(line.error, line.failures)
-            elif not self._closed:
+            elif not self._closed and (not self._dropped or self._left()):
                 self._wait_for_more()
             else:
                 break

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from llm_cost_ops._gen.messages import BatchReceipt, UsageRecord
 from llm_cost_ops._gen.resources import AsyncUsageResource, UsageResource
 from llm_cost_ops.client.attribution import Attributes, Attribution
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
+from llm_cost_ops.rpc.dropped import when_dropped
 from llm_cost_ops.rpc.forks import forget_in_children, quiesce_for_forks
 from llm_cost_ops.rpc.threads import outside_of_loops, started
 
@@ -25,11 +27,15 @@ if TYPE_CHECKING:
     from llm_cost_ops.client.recorder import FlushReport, Recordable, Recorder
     from llm_cost_ops.config import RecorderConfig
 
-__all__ = ["Recording", "async_connection", "sync_connection"]
+__all__ = ["Recording", "async_connection", "build_record", "sync_connection"]
 
 
 class Recording:
-    """The recorder of a client. Safe for threads."""
+    """The recorder of a client. Safe for threads.
+
+    The recorder does not keep it: when it is collected, as with a client that nobody closed, the recorder
+    sends what was recorded, and ends.
+    """
 
     def __init__(self, config: RecorderConfig, attribution: Attribution, connect: Callable[[], Any]) -> None:
         if config.spool is not None:
@@ -69,7 +75,8 @@ class Recording:
                 if self._recorder is None:
                     from llm_cost_ops.client.recorder import Recorder
 
-                    recorder = Recorder(self._config, self._build, self._connect)
+                    recorder = Recorder(self._config, partial(build_record, self._attribution), self._connect)
+                    when_dropped(self, recorder.end_when_sent)
                     # A signal handler may have been faster, in this very thread.
                     if self._closed or self._recorder is not None:
                         recorder.close(0)
@@ -126,27 +133,6 @@ class Recording:
         """Be ready for a record that may come from a finalizer."""
         self.recorder.start()
 
-    def _build(self, record: Recordable, fields: Mapping[str, Any], inner: Attributes) -> UsageRecord:
-        """The record that `submit` would send for the same arguments."""
-        if callable(record):
-            return self._attribution.in_force(inner).of(record())
-        if record is None and _PLAIN.issuperset(fields):
-            return self._attribution.in_force(inner).of(UsageRecord(**fields))
-        arguments = fields
-        if not _PER_CALL.isdisjoint(fields):
-            arguments = {name: value for name, value in fields.items() if name not in _PER_CALL}
-        submitted: Any = _AS_GIVEN.submit(record, **arguments)
-        if not isinstance(submitted, UsageRecord):
-            from llm_cost_ops.rules.requests import no_record
-
-            raise TypeError("usage " + no_record("usage", submitted).description)
-        made: UsageRecord = submitted
-        if "idempotency_key" in fields:
-            made = copy.copy(made)
-            made.idempotency_key = fields["idempotency_key"]
-        made = self._attribution.in_force(inner).of(made)
-        return copy.copy(made) if made is record else made
-
 
 _PER_CALL = frozenset(("timeout", "headers", "retry", "idempotency_key"))
 # The arguments that `submit` takes as they are, by their types: others may be texts of what the field holds.
@@ -155,6 +141,30 @@ _PLAIN = frozenset(
     for name, kind in UsageResource.submit.__annotations__.items()
     if kind in ("str", "int", "int | None", "bool") and name not in _PER_CALL
 )
+
+
+def build_record(
+    attribution: Attribution, record: Recordable, fields: Mapping[str, Any], inner: Attributes
+) -> UsageRecord:
+    """The record that `submit` would send for the same arguments."""
+    if callable(record):
+        return attribution.in_force(inner).of(record())
+    if record is None and _PLAIN.issuperset(fields):
+        return attribution.in_force(inner).of(UsageRecord(**fields))
+    arguments = fields
+    if not _PER_CALL.isdisjoint(fields):
+        arguments = {name: value for name, value in fields.items() if name not in _PER_CALL}
+    submitted: Any = _AS_GIVEN.submit(record, **arguments)
+    if not isinstance(submitted, UsageRecord):
+        from llm_cost_ops.rules.requests import no_record
+
+        raise TypeError("usage " + no_record("usage", submitted).description)
+    made: UsageRecord = submitted
+    if "idempotency_key" in fields:
+        made = copy.copy(made)
+        made.idempotency_key = fields["idempotency_key"]
+    made = attribution.in_force(inner).of(made)
+    return copy.copy(made) if made is record else made
 
 
 class _Given:

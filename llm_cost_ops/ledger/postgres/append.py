@@ -21,7 +21,7 @@ from llm_cost_ops.ledger.postgres.errors import busy_error, closed_error
 from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.revise import revise
 from llm_cost_ops.ledger.postgres.rows import Row, row_of, series_of, units_sql
-from llm_cost_ops.ledger.postgres.workers import Connected, Ticket, serve_here
+from llm_cost_ops.ledger.postgres.workers import IDLE, Connected, Ticket, serve_here
 from llm_cost_ops.ledger.postgres.writing import write
 from llm_cost_ops.ledger.protocols import Alike
 from llm_cost_ops.ledger.retention import removed_duplicate
@@ -278,12 +278,18 @@ class Appender:
         """Whether what waits is to be committed now, and not together with what comes meanwhile."""
         return bool(self._waiting) and (not self._committing or self._waiting_rows >= _MIN_ROWS)
 
+    def _has_news(self) -> bool:
+        return self._is_due() or (self._closed and not self._waiting)
+
     def _next_group(self) -> list[tuple[PostgresBatch, Ticket[Answer]]]:
-        """Wait for tickets, and take those that were priced with the same cards; none when it is closed."""
+        """Wait for tickets, and take those that were priced with the same cards; none to end the thread."""
         group: list[tuple[PostgresBatch, Ticket[Answer]]] = []
         with self._changed:
             while not group and (self._waiting or not self._closed):
-                self._changed.wait_for(lambda: self._is_due() or (self._closed and not self._waiting))
+                if not self._changed.wait_for(self._has_news, IDLE):
+                    # Gone from now on, although its connection is still to be closed.
+                    self._threads.remove(threading.current_thread())
+                    break
                 self._take(group)
             self._committing += bool(group)
         return group

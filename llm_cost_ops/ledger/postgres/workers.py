@@ -32,7 +32,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rpc.threads import started
 from llm_cost_ops.rpc.wake import waking_once
 
-__all__ = ["Connected", "Job", "Ticket", "Workers", "serve_here", "until_of"]
+__all__ = ["IDLE", "Connected", "Job", "Ticket", "Workers", "serve_here", "until_of"]
 
 T = TypeVar("T")
 
@@ -44,7 +44,8 @@ _MAX_WAIT = 30.0
 _MARGIN = 0.01
 # How long a job is tried again on a database that can't be reached, before its caller is to decide.
 _RECONNECTING = 3.0
-_IDLE = 60.0
+IDLE = 60.0
+"""Seconds after which a thread that has nothing to do ends, and closes its connection."""
 
 
 class Ticket(Generic[T]):
@@ -176,7 +177,7 @@ class Workers:
         with self._changed:
             self._idle += 1
             try:
-                self._changed.wait_for(lambda: self._waiting or self._closing, _IDLE)
+                self._changed.wait_for(lambda: self._waiting or self._closing, IDLE)
                 if not self._waiting:
                     # Gone from now on, although its connection is still to be closed: who comes meanwhile
                     # starts another.

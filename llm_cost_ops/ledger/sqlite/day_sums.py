@@ -124,7 +124,7 @@ def to_keep(connection: sqlite3.Connection, where: Filter, group_by: Keys, piece
     kept = Kept(connection, where, dimensions, runs)
     unused = {grouping for (grouping,) in connection.execute(_UNUSED, (_text(dimensions),))}
     for days in kept.organizations.values():
-        if days.grouping in unused:
+        if days.grouping is not None and days.grouping in unused:
             found.used.append(days.grouping)
         found.single.extend(days_to_fold(days, runs))
         if not where.user_ids:

@@ -9,12 +9,14 @@ import threading
 import time
 from concurrent.futures import Future
 from copy import copy
+from functools import partial
 from typing import Any, TypeVar
 
 from llm_cost_ops.ledger.sqlite.connection import BusyRetry, Job, Writer, poll_delay
 from llm_cost_ops.ledger.sqlite.errors import StorageError, busy_error, closed_error, is_busy
 from llm_cost_ops.ledger.sqlite.rows import Interner
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.dropped import ends_soon, when_dropped
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rpc.threads import started
 from llm_cost_ops.rpc.wake import waking_once
@@ -26,6 +28,9 @@ T = TypeVar("T")
 _MAX_ROWS = 20_000
 _MAX_WAITING = 10_000
 _STOP = None
+
+
+_Queue = queue.SimpleQueue["_Ticket | None"]
 
 
 class _Ticket:
@@ -45,12 +50,13 @@ class _Ticket:
 class GroupCommit:
     """A thread that runs the jobs of many calls in one transaction, and acknowledges them after its commit.
 
-    A job that fails is rolled back alone: the others of its group are run again without it.
+    A job that fails is rolled back alone: the others of its group are run again without it. The thread does
+    not keep this object: it ends with one that is collected.
     """
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
-        self._queue: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
+        self._queue = _Queue()
         self._thread: threading.Thread | None = None
         self._starting = threading.RLock()
         self._closing = False
@@ -103,11 +109,27 @@ class GroupCommit:
                 if self._closing:
                     raise closed_error()
                 if self._thread is None:
-                    self._thread = started(self._work, "llm-cost-ops-commit")
+                    self._thread = started(_Commits(self._writer, self._queue).work, "llm-cost-ops-commit")
+                    if self._thread is not None:
+                        when_dropped(self, partial(_end, self._thread, self._queue))
                 return self._thread is not None
         return True
 
-    def _work(self) -> None:
+
+def _end(thread: threading.Thread, tickets: _Queue) -> None:
+    ends_soon(thread)
+    tickets.put(_STOP)
+
+
+class _Commits:
+    """What the thread does."""
+
+    def __init__(self, writer: Writer, tickets: _Queue) -> None:
+        self._writer = writer
+        self._queue = tickets
+
+    def work(self) -> None:
+        """Commit what comes, until _STOP does."""
         stopping = False
         while not stopping:
             group, stopping = self._next_group()

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Generic, TypeVar
-from weakref import finalize
 
+from llm_cost_ops.rpc.dropped import ends_soon, when_dropped
 from llm_cost_ops.rpc.threads import outside_of_loops, started
 
 __all__ = ["NoThreadError", "Portal"]
@@ -109,7 +109,7 @@ class Portal:
             raise RuntimeError("the portal is closed")
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            finalize(self, _stop, self._loop).atexit = False
+            when_dropped(self, partial(_stop, self._loop))
         loop = self._loop
         if self._thread is None:
             try:
@@ -117,6 +117,8 @@ class Portal:
                     self._thread = started(partial(_serve, loop, self._calls), self._name)
                     if self._thread is None:
                         self._turn.release()
+                    else:
+                        when_dropped(self, partial(ends_soon, self._thread))
             except BaseException:
                 # A KeyboardInterrupt: the thread may run.
                 self._loop, self._turn = None, threading.Lock()

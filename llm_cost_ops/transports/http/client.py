@@ -15,6 +15,7 @@ from collections.abc import (
     Awaitable,
     Callable,
 )
+from contextlib import nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -488,17 +489,21 @@ class AsyncConnectionPool:
         """An answer whose body is to be read and closed, and what gives its connection back after that."""
         connection, dead = self._idle.take()
         await self._close(dead)
-        if connection is None:
+        opened = connection is None
+        if opened:
             connection = self._maker.create_connection(sent.url.origin)
 
         async def done() -> None:
             await self._close(self._idle.give(connection))
 
         try:
-            return await connection.handle_async_request(sent), done
+            response = await connection.handle_async_request(sent)
         except BaseException:
             await done()
             raise
+        if opened:
+            _take_locks_from(connection)
+        return response, done
 
     async def aclose(self) -> None:
         await self._close(self._idle.end())
@@ -506,6 +511,18 @@ class AsyncConnectionPool:
     async def _close(self, connections: list[Any]) -> None:
         for connection in connections:
             await connection.aclose()
+
+
+def _take_locks_from(connection: Any) -> None:
+    """Have a connection, and those in it, be used without httpcore's locks: each call has one to itself.
+
+    A lock of anyio takes a turn of the event loop, though nobody holds it; for a request there are three.
+    """
+    while connection is not None:
+        for name in ("_connect_lock", "_request_lock", "_state_lock"):
+            if hasattr(connection, name):
+                setattr(connection, name, nullcontext())
+        connection = getattr(connection, "_connection", None)
 
 
 def _proxy(proxy: httpx.Proxy | None) -> httpcore.Proxy | None:

@@ -36,7 +36,7 @@ from llm_cost_ops.client.attribution import Attributes, Attribution
 from llm_cost_ops.client.observer import Observer
 from llm_cost_ops.client.recordable import _moment, as_it_is, as_they_are
 from llm_cost_ops.client.recorder import MAX_BATCH_RECORDS, Recorder
-from llm_cost_ops.client.recording import Recording
+from llm_cost_ops.client.recording import build_record
 from llm_cost_ops.client.spool import Spool, SpoolBatch
 from llm_cost_ops.exceptions import AuthenticationError, NetworkError
 from llm_cost_ops.rpc.backoff import Backoff
@@ -486,8 +486,8 @@ def test_a_record_is_made_of_its_arguments_as_submit_makes_it(fields: dict[str, 
     [expected] = sent
     if "idempotency_key" in fields:
         expected.idempotency_key = fields["idempotency_key"]
-    recording = Recording(RecorderConfig(), Attribution(Attributes()), Ledger)
-    assert repr(recording._build(None, fields, Attributes())) == repr(expected)
+    built = build_record(Attribution(Attributes()), None, fields, Attributes())
+    assert repr(built) == repr(expected)
 
 
 def test_a_record_counts_as_it_was_when_it_was_recorded() -> None:

@@ -110,7 +110,10 @@ class Batching(ThreadBatching):
         point, self.point = self.point, 0
         if not point:
             return super()._begin_anew(rider)
-        self.place = run(point, lambda: ThreadBatching._begin_anew(self, rider), interrupted)
+        alike = ThreadBatching(BatchingConfig(), RetryConfig())
+        alike._waiting = {Rider(None, None, None, None, ThreadTurn()): None}
+        begin = ThreadBatching._begin_anew
+        self.place = run(point, lambda: begin(self, rider), interrupted, lambda: begin(alike, None))
         if self.place:
             raise KeyboardInterrupt
 

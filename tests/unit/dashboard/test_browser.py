@@ -19,8 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
+from llm_cost_ops import CostOpsClient
 from llm_cost_ops.dashboard import rendering
-from llm_cost_ops.ledger import Ledger
+from llm_cost_ops.ledger import Ledger, open_ledger
 from llm_cost_ops.rpc.context import drive
 from llm_cost_ops.server import asgi_app
 from llm_cost_ops.server.app import HttpServer, serve
@@ -394,4 +395,27 @@ def test_an_admin_adds_a_price_and_a_key(tab: Callable[..., Any], tmp_path: Path
         assert "revoked" in page.locator("tbody tr", has_text=made[4:12]).inner_text()
         answer = httpx.get(f"{site}/api/v1/costs", headers={"authorization": f"Bearer {made}"})
         assert answer.status_code == 401
+    drive(own.aclose())
+
+
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_long_names_leave_the_costs_of_records_in_sight(
+    tmp_path: Path, tab: Callable[..., Any], viewport: dict[str, int]
+) -> None:
+    url, long = f"sqlite:///{tmp_path}/costs.db", ("long name " * 19).strip()
+    with CostOpsClient(base_url=url, organization_id="acme") as client:
+        for model in ("gpt-4o", "x" * 200, long):
+            client.usage.submit(
+                provider="openai", model_id=model, project_id=long, user_id=long, input_tokens=9
+            )
+    own = open_ledger(url)
+    with served(own, require_keys=False) as site:
+        page = tab(viewport)
+        page.goto(f"{site}/dashboard/records")
+        cost = page.locator("tbody tr", has_text="gpt-4o").locator(".cost").bounding_box()
+        assert cost["x"] + cost["width"] <= viewport["width"]
+        assert (
+            page.evaluate("(box => box.scrollWidth - box.clientWidth)(document.querySelector('.scroll'))")
+            == 0
+        )
     drive(own.aclose())

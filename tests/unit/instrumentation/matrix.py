@@ -8,6 +8,7 @@ unit), "unknown" (the call is there, its usage is not), or nothing, with `record
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -107,6 +108,31 @@ async def cancel_reading(stream: Any) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def fail_reading(stream: Any) -> None:
+    """Read the first of a stream, and fail; what an SDK leaves to the collector goes in several turns."""
+    try:
+        if hasattr(stream, "__aiter__"):
+            async for _ in stream:
+                raise ZeroDivisionError
+        for _ in stream:
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        del stream
+    for _ in range(5):
+        gc.collect()
+        await asyncio.sleep(0.01)
+
+
+async def time_out(stream: Any) -> None:
+    """Read a stream that stalls for longer than the caller waits."""
+    try:
+        await items(stream)
+    except Exception as error:  # noqa: BLE001  # each SDK and each version has its own
+        assert "Timeout" in type(error).__name__  # noqa: PT017  # as above
+    else:
+        pytest.fail("it did not time out")
 
 
 async def close(stream: Any) -> None:

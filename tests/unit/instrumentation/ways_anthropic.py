@@ -14,10 +14,12 @@ from tests.unit.instrumentation.matrix import (
     cancel_reading,
     close,
     entered,
+    fail_reading,
     first,
     is_async,
     items,
     settle,
+    time_out,
 )
 
 MODEL = "claude-stub"
@@ -155,6 +157,17 @@ async def dropped(c: Any) -> None:
 async def never_read(c: Any) -> None:
     await settle(c.messages.create(**ask(c), stream=True))
     gc.collect()
+
+
+@WAYS("exception of the caller's in a stream", "unknown")
+async def failing(c: Any) -> None:
+    await fail_reading(await settle(c.messages.create(**ask(c), stream=True)))
+
+
+@WAYS("timeout in a stream", "unknown")
+async def timed_out(c: Any) -> None:
+    events = await settle(c.messages.create(**ask(c, "-stalls"), stream=True, timeout=1))
+    await time_out(events)
 
 
 @WAYS("connection lost in a stream", "unknown")

@@ -16,10 +16,12 @@ from tests.unit.instrumentation.matrix import (
     cancel_reading,
     close,
     entered,
+    fail_reading,
     first,
     is_async,
     items,
     settle,
+    time_out,
 )
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -332,6 +334,18 @@ async def dropped(c: Any) -> None:
 async def never_read(c: Any) -> None:
     await settle(c.chat.completions.create(**CHAT, stream=True))
     gc.collect()
+
+
+@WAYS("exception of the caller's in a stream", "unknown")
+async def failing(c: Any) -> None:
+    await fail_reading(await settle(c.chat.completions.create(**CHAT, stream=True)))
+
+
+@WAYS("timeout in a stream", "unknown")
+async def timed_out(c: Any) -> None:
+    asked: Any = {"model": "gpt-4o-stalls", "messages": MESSAGES, "timeout": 1}
+    chunks = await settle(c.chat.completions.create(**asked, stream=True))
+    await time_out(chunks)
 
 
 @WAYS("connection lost in a stream", "unknown")

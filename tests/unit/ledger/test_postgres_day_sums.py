@@ -17,6 +17,7 @@ import pytest
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger import day_spans, open_ledger
 from llm_cost_ops.ledger.encoding import to_micros
+from llm_cost_ops.ledger.postgres import connection as sessions
 from llm_cost_ops.ledger.postgres import day_sums, meter_sums, schema, summaries, sums
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.day_sums import Kept
@@ -370,15 +371,18 @@ def test_what_was_used_longest_ago_gives_way(
 
 
 def test_what_others_delete_or_note_at_the_moment_keeps_nobody_waiting(
-    servers: list[Sync], connection: psycopg.Connection[Any]
+    servers: list[Sync], connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Who waits waits until the deadline.
+    begin = f"{sessions._KEEPING_SNAPSHOT}; SET LOCAL lock_timeout = 0"
+    monkeypatch.setattr(sessions, "_KEEPING_SNAPSHOT", begin)
     with Sync(ledger=DictLedger()) as dicts, patch.object(day_sums, "MAX_DIMENSIONS", 1):
         fill(servers[0], dicts, 10)
         groupings = Groupings(servers[0], dicts, list, list)
         groupings.ask("user")
         connection.execute(_AN_HOUR_LATER)
         for statement in (_AN_HOUR_LATER, "DELETE FROM llm_cost_ops.day_grouping"):
-            with connection.transaction(), patch.object(groupings.store, "timeout", 5.0):
+            with connection.transaction():
                 connection.execute(statement)
                 groupings.ask("user", "user model")
                 if statement != _AN_HOUR_LATER:

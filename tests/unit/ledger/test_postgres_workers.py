@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from llm_cost_ops.ledger.postgres import workers as threads
+from llm_cost_ops.ledger.postgres.append import Appender, PostgresBatch
 from llm_cost_ops.ledger.postgres.errors import connect_error
 from llm_cost_ops.ledger.postgres.workers import Connected, Ticket, Workers
 from llm_cost_ops.rpc.status import RpcError, StatusCode
@@ -149,7 +150,7 @@ def test_who_leaves_while_a_job_of_its_kind_is_done_is_not_served(workers: Worke
 
 
 def test_a_job_that_comes_while_idle_threads_end_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_cost_ops.ledger.postgres.workers._IDLE", 0.0)
+    monkeypatch.setattr("llm_cost_ops.ledger.postgres.workers.IDLE", 0.0)
     closing, go_on = Event(), Event()
 
     class Slow(Database):
@@ -169,6 +170,33 @@ def test_a_job_that_comes_while_idle_threads_end_is_done(monkeypatch: pytest.Mon
     finally:
         go_on.set()
         workers.close()
+
+
+def test_what_is_appended_while_an_idle_thread_ends_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_cost_ops.ledger.postgres.append.IDLE", 0.0)
+    monkeypatch.setattr(Appender, "_together", lambda *_: [{}])
+    sessions: list[Session] = []
+
+    class Session(Database):
+        def __init__(self) -> None:
+            self.closed = Event()
+
+        def connect(self) -> Database:
+            sessions.append(Session())
+            return sessions[-1]
+
+        def close(self) -> None:
+            self.closed.set()
+
+    appender = Appender(cast("Any", Session()), lambda *_: None)
+    for number in range(20):
+        batch: Any = PostgresBatch(cast("Any", None), "")
+        batch.rows.append(None)
+        assert appender.put(batch, None).future.result(MAX_WAIT) == {}
+        if number % 2:
+            assert sessions[-1].closed.wait(MAX_WAIT)
+    appender.close()
+    assert all(each.closed.is_set() for each in sessions)
 
 
 @pytest.mark.parametrize(

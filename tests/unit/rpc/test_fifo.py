@@ -214,20 +214,23 @@ for name in ("only", "late", "others"):
     point = 0
     while not point or place:
         point += 1
-        queue, others = CallQueue(1), []
-        if name == "late":
+        queue, before = CallQueue(1), CallQueue(1)
+        others = []
+        def leave(queue):
+            try:
+                queue.leave("first")
+            except BaseException:
+                queue.leave("first")
+                raise
+        if name != "only":
             queue.enter_now("first")
-        act = lambda: call(queue, name)
+            before.enter_now("first")
         if name == "others":
-            queue.enter_now("first")
             others = leave_to_others(queue)
-            def act():
-                try:
-                    queue.leave("first")
-                except BaseException:
-                    queue.leave("first")
-                    raise
-        place = run(point, act, interrupted)
+            leave_to_others(before)
+            place = run(point, lambda: leave(queue), interrupted, lambda: leave(before))
+        else:
+            place = run(point, lambda: call(queue, name), interrupted)
         queue.leave("first")
         for other in others:
             other.join(MAX_WAIT)
