@@ -17,13 +17,14 @@ from itertools import count, islice
 from math import inf
 from typing import Any
 
-from llm_cost_ops._gen.messages import SubmitStatus, UsageRecord
+from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.client.attribution import Attributes, current_attributes
 from llm_cost_ops.client.exits import close_at_exit, close_in_workers, closed
 from llm_cost_ops.client.flush_report import FlushReport, Rejected, Tally
 from llm_cost_ops.client.recordable import Builder, Raw, Recordable, as_it_is, as_they_are, read_record
 from llm_cost_ops.client.spool import Spool, SpoolBatch, SpoolEnteredError, SpoolFullError, SpoolSyncError
-from llm_cost_ops.client.submitting import Connection, Line, invalid, reason_of, submitted
+from llm_cost_ops.client.submitting import Connection, Line, Settled, submitted
+from llm_cost_ops.client.telling import Telling
 from llm_cost_ops.config import RecorderConfig
 from llm_cost_ops.exceptions import RecorderFullError
 from llm_cost_ops.rpc.backoff import Backoff
@@ -50,12 +51,8 @@ _GATHER_SECONDS = 0.01
 
 _log = logging.getLogger("llm_cost_ops.recorder")
 
-_ACCEPTED = (SubmitStatus.CREATED, SubmitStatus.DUPLICATE)
-
 # A record to be sent, or why what lies in the spool is none; and its bytes as JSON.
 _Waiting = tuple[UsageRecord | str, int]
-
-_WITHOUT_ORGANIZATION = ": give the client organization_id=…, or set LLM_COST_OPS_ORGANIZATION_ID"
 
 
 class Recorder:
@@ -165,18 +162,21 @@ class Recorder:
         In a callback of the recorder's own thread nothing more is sent: what is in memory is dropped at once.
         """
         if not self._closed:
-            self.flush(timeout)
+            seconds = self._config.shutdown_timeout if timeout is None else timeout
+            if self._leave_by is not None:
+                seconds = min(seconds, max(0.0, self._leave_by - time.monotonic()))
+            self.flush(seconds)
             self._closed = self._ended = True
             self._urgent.ring()
             self._hurry.ring()
             thread = self._thread
-            if thread is not None and thread is not threading.current_thread():
+            if thread is not None and thread.is_alive() and thread is not threading.current_thread():
                 # It ends at once, unless it waits for an answer.
                 thread.join(_LAST_SECONDS)
             self._drop_rest()
             if thread is None or not thread.is_alive():
                 self._close_spool()
-                self._line.close()
+                self._close_line()
             closed(self)
         return self.report()
 
@@ -240,7 +240,7 @@ class Recorder:
         self._abandoned = False
         self._importing = threading.RLock()
         self._warm: bool = False
-        self._said: set[str] = set()
+        self._telling = Telling(self._config)
 
     def _open_spool(self, config: RecorderConfig) -> Spool:
         return Spool(str(config.spool), durability=config.durability, max_bytes=config.spool_bytes)
@@ -297,7 +297,7 @@ class Recorder:
                     self._queue.popleft()
                     self._counts.dropped += 1
                 self._queue.append(raw)
-            self._say("drop", "records are dropped: the queue is full")
+            self._telling.say("drop", "records are dropped: the queue is full")
         else:
             self._drop(1, "the queue is full")
 
@@ -305,7 +305,8 @@ class Recorder:
         """Send what is there in what is left of the process's time; drop the rest."""
         assert self._leave_by is not None
         self.flush(max(0.0, self._leave_by - time.monotonic()))
-        if not self._is_sending() and (self._queue or self._in_memory):
+        # Before that, what is there came from another thread since, which sends it.
+        if time.monotonic() >= self._leave_by and not self._is_sending() and (self._queue or self._in_memory):
             self._closed = True
             self._drop_rest()
 
@@ -326,7 +327,7 @@ class Recorder:
         if isinstance(built, Rejected):
             with self._lock:
                 self._counts.reject(built)
-            self._report_rejected(built)
+            self._telling.rejected(built)
             return
         assert self._spool is not None
         record, payload = built
@@ -337,11 +338,13 @@ class Recorder:
                 # No lock may be waited for: another thread may have it, and wait for the spool's.
                 self._queue.append((as_it_is(record), {}, Attributes(), *raw[3:]))
             except SpoolSyncError as error:
-                self._say("sync", f"{error.strerror}; records are kept, unless the machine fails")
+                self._telling.say("sync", f"{error.strerror}; records are kept, unless the machine fails")
             except OSError as error:
                 if isinstance(error, SpoolFullError) and self._make_room():
                     continue
                 self._keep_in_memory(record, len(payload), error)
+                if self._ended and not self._closed:
+                    self._flush_late()
             break
         if self._idle:
             self._wake()
@@ -356,7 +359,7 @@ class Recorder:
                 lost = self._spool.drop_oldest()
                 self._done_in_spool += lost
                 self._counts.dropped += lost
-            self._say("drop", "records are dropped: the spool is full")
+            self._telling.say("drop", "records are dropped: the spool is full")
             return lost > 0
         if self._overflow == "block" and self._may_wait():
             self._wake()
@@ -366,7 +369,9 @@ class Recorder:
         return False
 
     def _keep_in_memory(self, record: UsageRecord, size: int, error: OSError) -> None:
-        self._say("spool", f"the spool can't take records, which are kept in memory: {error.strerror}")
+        self._telling.say(
+            "spool", f"the spool can't take records, which are kept in memory: {error.strerror}"
+        )
         kept = as_it_is(record)
         assert isinstance(kept, UsageRecord)
         with self._lock:
@@ -389,39 +394,59 @@ class Recorder:
                 # It failed, or another thread has what is left.
                 seconds = _BACKOFF.jittered(line.failures, random.random()) if line.failures else 0.01
                 time.sleep(max(0.0, min(seconds, until - time.monotonic())))
+        if self._closed:  # meanwhile
+            self._close_line()
 
     def _may_send_here(self) -> bool:
         thread = self._thread
         gone = thread is None or not thread.is_alive()
         return gone and not self._is_sending() and not self._closed
 
+    def _close_line(self) -> None:
+        """Close the line of who sends here, but not in the middle of a batch: who sends that does it then."""
+        if self._sending.acquire(timeout=_LAST_SECONDS):
+            try:
+                self._line.close()
+            finally:
+                self._sending.release()
+
     def _send_batch(self, line: Line, until: float | None = None) -> bool:
         """Send a batch, and tell whether there was one and it came through; `line` has the error."""
-        if not self._sending.acquire(timeout=-1 if until is None else max(0.0, until - time.monotonic())):
+        seconds = -1 if until is None else min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
+        if not self._sending.acquire(timeout=seconds):
             return False
-        batch: SpoolBatch | None = None
-        waiting: list[_Waiting] = []
         try:
             self._sender = threading.current_thread()
             line.until = until
+            settled = self._sent(line)
+            self._telling.settled(settled)
+        finally:
+            self._sender = None
+            self._sending.release()
+        return bool(settled)
+
+    def _sent(self, line: Line) -> Settled:
+        """What became of the records of a batch; none where there is no batch, or `line` has the error."""
+        batch: SpoolBatch | None = None
+        waiting: list[_Waiting] = []
+        try:
             self._build_waiting()
             batch, waiting = self._next_batch()
             line.error = None
-            if waiting:
-                with contextlib.nullcontext() if self._warm else self._importing:
-                    self._deliver(line, batch, waiting)
-                line.failures, self._warm = 0, True
+            if not waiting:
+                return []
+            with contextlib.nullcontext() if self._warm else self._importing:
+                settled = submitted(line, [record for record, _ in waiting])
+            line.failures, self._warm = 0, True
+            return self._settled(batch, waiting, settled)
         except BaseException as error:
             self._put_back(batch, waiting)
             if not isinstance(error, Exception):
                 raise  # a KeyboardInterrupt
             line.error = error
             line.failures += 1
-            self._say(type(error).__name__, f"records can't be sent and wait: {error}")
-        finally:
-            self._sender = None
-            self._sending.release()
-        return line.error is None and bool(waiting)
+            self._telling.say(type(error).__name__, f"records can't be sent and wait: {error}")
+            return []
 
     # What follows runs in the thread.
 
@@ -429,6 +454,7 @@ class Recorder:
         with self._starting:
             if self._thread is not threading.current_thread():
                 return  # who started it was interrupted
+        self._telling.thread = threading.current_thread()
         line, looked = Line(self._connect), time.monotonic()
         while True:
             self._hurry.silence()
@@ -464,7 +490,7 @@ class Recorder:
         try:
             self._spool.take_over()
         except OSError as error:
-            self._say("spool", f"the spool can't be read: {error.strerror}")
+            self._telling.say("spool", f"the spool can't be read: {error.strerror}")
 
     def _rest(self, error: Exception, failures: int) -> None:
         """Wait before the next attempt, after so many failures in a row."""
@@ -497,7 +523,7 @@ class Recorder:
                         self._backlog.append((record, len(payload)))
                         self._backlog_bytes += len(payload)
                 if isinstance(built, Rejected):
-                    self._report_rejected(built)
+                    self._telling.rejected(built)
 
     def _next_batch(self) -> tuple[SpoolBatch | None, list[_Waiting]]:
         with self._lock:
@@ -525,12 +551,12 @@ class Recorder:
             if not self._abandoned:
                 self._backlog.extendleft(reversed(waiting))
 
-    def _deliver(self, line: Line, batch: SpoolBatch | None, waiting: list[_Waiting]) -> None:
-        settled = submitted(line, [record for record, _ in waiting])
+    def _settled(self, batch: SpoolBatch | None, waiting: list[_Waiting], settled: Settled) -> Settled:
+        """Count the records of a batch, and give those that are to be told of."""
         records, size = len(waiting), sum(size for _, size in waiting)
         with self._lock:
             if self._abandoned and batch is None:
-                return  # they were counted as dropped, and that was said
+                return []  # they were counted as dropped, and that was said
             for record, result in settled:
                 self._counts.settle(record, result)
             if batch is None:
@@ -545,26 +571,13 @@ class Recorder:
                             self._spool.set_aside(batch, payload)
                     self._spool.acknowledge(batch)
             self._progress.notify_all()
-        self._said.clear()
-        for record, result in settled:
-            if result.status not in _ACCEPTED:
-                self._report_error(record, reason_of(result))
-        on_result = self._config.on_result
-        if on_result is not None:
-            for record, result in settled:
-                if record is not None:
-                    self._call(on_result, record, result)
-
-    def _report_rejected(self, rejected: Rejected) -> None:
-        """Tell both callbacks of a record that is not sent, as of one that a server refused."""
-        self._report_error(rejected.record, rejected.reason)
-        if self._config.on_result is not None and rejected.record is not None:
-            self._call(self._config.on_result, rejected.record, invalid(rejected.reason))
+        self._telling.delivered()
+        return settled
 
     def _drop(self, records: int, reason: str) -> None:
         with self._lock:
             self._counts.dropped += records
-        self._say("drop", f"records are dropped: {reason}")
+        self._telling.say("drop", f"records are dropped: {reason}")
 
     def _drop_rest(self) -> None:
         with self._lock:
@@ -577,22 +590,3 @@ class Recorder:
             self._progress.notify_all()
         if left:
             _log.error("%d records were not sent before the client was closed, and are lost", left)
-
-    def _report_error(self, record: UsageRecord | None, reason: str) -> None:
-        if self._config.on_error is not None:
-            self._call(self._config.on_error, record, reason)
-        else:
-            what_to_do = _WITHOUT_ORGANIZATION if reason.startswith("organization_id is required") else ""
-            self._say(f"rejected {reason[:40]}", f"a record was rejected: {reason}{what_to_do}")
-
-    def _say(self, kind: str, message: str) -> None:
-        """Log a kind of trouble once, until a batch is delivered."""
-        if kind not in self._said:
-            self._said.add(kind)
-            _log.warning("%s", message)
-
-    def _call(self, function: Callable[..., object], *arguments: object) -> None:
-        try:
-            function(*arguments)
-        except Exception:  # noqa: BLE001  # the user's own
-            _log.exception("a callback of the recorder failed")

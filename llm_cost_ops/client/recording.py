@@ -183,9 +183,10 @@ class _SyncConnection:
 
     def __init__(self, channel: Channel) -> None:
         self._usage = UsageResource(channel)
+        self._channel = channel
 
     def send(self, records: list[UsageRecord], timeout: float | None) -> BatchReceipt:
-        return self._usage.submit_batch(records, timeout=timeout or UNSET, retry=None)
+        return self._usage.submit_batch(records, timeout=_within(self._channel, timeout), retry=None)
 
     def close(self) -> None:
         """The channel is the client's to close."""
@@ -204,7 +205,9 @@ class _AsyncConnection:
 
     def send(self, records: list[UsageRecord], timeout: float | None) -> BatchReceipt:
         async def submit() -> BatchReceipt:
-            return await self._usage.submit_batch(records, timeout=timeout or UNSET, retry=None)
+            return await self._usage.submit_batch(
+                records, timeout=_within(self._channel, timeout), retry=None
+            )
 
         with outside_of_loops():
             return self._runner.run(submit())
@@ -214,6 +217,12 @@ class _AsyncConnection:
             with contextlib.suppress(Exception):
                 self._runner.run(self._channel.close())
             self._runner.close()
+
+
+def _within(channel: Channel | AsyncChannel, seconds: float | None) -> float | None:
+    """The timeout of a call that may take so many seconds, and no longer than the client's calls may."""
+    own = channel.core.timeout
+    return UNSET if seconds is None or (own is not None and own < seconds) else seconds
 
 
 def sync_connection(channel: Channel) -> _SyncConnection:

@@ -9,13 +9,18 @@ import contextlib
 import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Protocol
 
 from llm_cost_ops._gen.messages import BatchReceipt, RecordError, SubmitResult, SubmitStatus, UsageRecord
 from llm_cost_ops.exceptions import CostOpsError, ServerError, ValidationError
 from llm_cost_ops.rpc.status import StatusCode
+from llm_cost_ops.rules.requests import is_ahead
 
-__all__ = ["Connection", "Line", "invalid", "reason_of", "submitted", "text_of"]
+__all__ = ["Connection", "Line", "Settled", "invalid", "reason_of", "submitted", "text_of"]
+
+Settled = list[tuple[UsageRecord | None, SubmitResult]]
+"""Records with their results; None for what was no record."""
 
 _PLACE = re.compile(r"records\[\d+\]\.?")
 
@@ -24,7 +29,7 @@ class Connection(Protocol):
     """How a recorder reaches a service. Used by one thread."""
 
     def send(self, records: list[UsageRecord], timeout: float | None) -> BatchReceipt:
-        """Submit a batch once, without retries, within so many seconds; None for the client's own timeout.
+        """Submit a batch once, without retries, within the client's own timeout, and so many seconds.
 
         Raises CostOpsError.
         """
@@ -36,7 +41,7 @@ class Connection(Protocol):
 class Line:
     """The way to the service of one thread, and how often in a row it failed.
 
-    It sends `until` a point in time of `time.monotonic`; None for as long as the client's calls may take.
+    It sends `until` a point in time of `time.monotonic`, where that is not None.
     """
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
@@ -53,12 +58,13 @@ class Line:
         return self._connection.send(records, seconds)
 
     def close(self) -> None:
-        """Let go of what was opened."""
-        if self._connection is not None:
-            self._connection.close()
+        """Let go of what was opened. May be called again."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
-def submitted(line: Line, waiting: list[UsageRecord | str]) -> list[tuple[UsageRecord | None, SubmitResult]]:
+def submitted(line: Line, waiting: list[UsageRecord | str]) -> Settled:
     """Each record with its result; None with an invalid one where there is only a reason for no record."""
     records = [record for record in waiting if isinstance(record, UsageRecord)]
     results = iter(_submitted(line, records) if records else ())
@@ -102,4 +108,22 @@ def _submitted(line: Line, records: list[UsageRecord]) -> list[SubmitResult]:
             raise ServerError(result.error.message, grpc_code=StatusCode.UNAVAILABLE, retryable=True)
     if len(results) != len(records):
         raise CostOpsError(f"the answer has {len(results)} results for {len(records)} records")
+    if late := [place for place, result in enumerate(results) if _undated(records[place], result)]:
+        again = _submitted(line, [records[place] for place in late])
+        for place, result in zip(late, again, strict=True):
+            results[place] = result
     return results
+
+
+def _undated(record: UsageRecord, result: SubmitResult) -> bool:
+    """Take the time from a record that was refused as one of the future; whether it was.
+
+    It was not ahead of the clock when it was recorded (Builder), so that the clock has been set back since.
+    Without a time it has that of the service at which it comes.
+    """
+    if result.status != SubmitStatus.INVALID or not isinstance(record.timestamp, datetime):
+        return False
+    if not is_ahead(record.timestamp, datetime.now(UTC)):
+        return False
+    record.timestamp = None
+    return True

@@ -45,7 +45,8 @@ class Portal:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._calls = _Calls(self._lock)
-        # Whoever runs the loop in a thread that is not its own.
+        # Calls that run the loop in their own thread, or wait for that: it gets no other thread then.
+        self._here = 0
         self._turn = threading.Lock()
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
@@ -58,15 +59,20 @@ class Portal:
         call = _Call(work)
         seconds = None if timeout is None else timeout + SLACK
         with self._lock:
-            loop, turn = self._running(), self._turn
+            loop = self._running()
             here = self._thread is None
+            self._here += here
             if not here:
                 # In this order: for a call that waits the loop was woken, also with a KeyboardInterrupt here.
                 if not self._calls.waiting:  # else it is already being woken, and takes all of them
                     loop.call_soon_threadsafe(self._calls.begin)
                 self._calls.waiting.append(call)
         if here:
-            return _run_here(loop, turn, work, seconds)
+            try:
+                return _run_here(loop, self._turn, work, seconds)
+            finally:
+                with self._lock:
+                    self._here -= 1
         try:
             return call.wait(seconds)
         except BaseException:
@@ -85,9 +91,11 @@ class Portal:
             return
         if thread is None:
             if self._turn.acquire(timeout=timeout):
-                with outside_of_loops():
-                    _end(loop)
-                self._turn.release()
+                try:
+                    with outside_of_loops():
+                        _end(loop)
+                finally:
+                    self._turn.release()
             return
         _stop(loop)
         if thread is not threading.current_thread():
@@ -111,17 +119,14 @@ class Portal:
             self._loop = asyncio.new_event_loop()
             when_dropped(self, partial(_stop, self._loop))
         loop = self._loop
-        if self._thread is None:
+        if self._thread is None and not self._here:
             try:
-                if self._turn.acquire(blocking=False):  # the thread has it for good
-                    self._thread = started(partial(_serve, loop, self._calls), self._name)
-                    if self._thread is None:
-                        self._turn.release()
-                    else:
-                        when_dropped(self, partial(ends_soon, self._thread))
+                self._thread = started(partial(_serve, loop, self._calls), self._name)
+                if self._thread is not None:
+                    when_dropped(self, partial(ends_soon, self._thread))
             except BaseException:
                 # A KeyboardInterrupt: the thread may run.
-                self._loop, self._turn = None, threading.Lock()
+                self._loop = None
                 _stop(loop)
                 raise
         return loop
@@ -166,6 +171,8 @@ def _serve(loop: asyncio.AbstractEventLoop, calls: _Calls) -> None:
 
 
 def _end(loop: asyncio.AbstractEventLoop) -> None:
+    if loop.is_closed():
+        return
     try:
         tasks = asyncio.all_tasks(loop)
         for task in tasks:

@@ -74,7 +74,8 @@ def test_calls_over_grpc_one_after_the_other() -> None:
             started(caller)
         for caller in callers:
             caller.join(MAX_WAIT)
-        portal.close()
+        for _ in range(2):
+            portal.close()
         with pytest.raises(RuntimeError, match="closed"):
             portal.run(answer, MAX_WAIT)
     assert set(done) == set(callers)
@@ -94,6 +95,36 @@ def test_a_call_over_grpc_has_its_time_and_fails_as_it_does() -> None:
         with pytest.raises(KeyError, match="its own"):
             portal.run(fail, MAX_WAIT)
         portal.close()
+
+
+def test_no_thread_takes_the_turn_of_a_call_over_grpc_that_waits() -> None:
+    """One that can be started meanwhile: it would keep the loop for good."""
+    portal = Portal("test")
+    waiting, meanwhile = threading.Event(), threading.Event()
+
+    class Turn:
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+            if blocking and not waiting.is_set():
+                waiting.set()
+                meanwhile.wait(MAX_WAIT)
+            return lock.acquire(blocking, timeout)
+
+        def release(self) -> None:
+            lock.release()
+
+    lock, portal._turn = threading.Lock(), cast("Any", Turn())
+    done: list[threading.Thread] = []
+    caller = threading.Thread(target=lambda: done.append(portal.run(answer, MAX_WAIT)), daemon=True)
+    started = threading.Thread.start
+    with no_threads():
+        started(caller)
+        assert waiting.wait(MAX_WAIT)
+    assert portal.run(answer, MAX_WAIT) is threading.current_thread()
+    meanwhile.set()
+    caller.join(MAX_WAIT)
+    assert done == [caller]
+    assert portal.run(answer, MAX_WAIT).name == "test"
+    portal.close()
 
 
 async def test_a_call_over_grpc_from_within_an_event_loop() -> None:
