@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import OrderedDict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Generic, TypeVar
 
 from llm_cost_ops.imports.values import has_unsure_key, made, provider_of
@@ -25,8 +25,14 @@ _MAX_OPEN = 10_000
 
 
 def require(package: str, oldest: str) -> None:
-    """Raise ImportError where the installed version of a package is older than a callback can read."""
-    found = version(package)
+    """Raise ImportError where the installed version of a package is older than a callback can read.
+
+    Nothing tells it in a program that was frozen without what pip knows of its packages.
+    """
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        return
     if _numbers(found) < _numbers(oldest):
         raise ImportError(f"callbacks want {package} {oldest} or newer, and {found} is installed")
 

@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 from llm_cost_ops.rpc.forks import forget_in_children, living
 
-__all__ = ["close_at_exit", "close_in_workers", "closed"]
+__all__ = ["close_at_exit", "close_in_workers", "closed", "keep_until_exit"]
 
 
 class Closing(Protocol):
@@ -21,6 +21,8 @@ class Closing(Protocol):
 
 
 _open: WeakSet[Closing] = WeakSet()
+# Those of them that live until then.
+_kept: list[Closing] = []
 # When the end began, of time.monotonic(), once it has.
 _ending: list[float] = []
 
@@ -48,6 +50,11 @@ def close_at_exit(owner: Closing) -> None:
         owner.close_at_exit(_ending[0])
     else:
         _open.add(owner)
+
+
+def keep_until_exit(owner: Closing) -> None:
+    """Have `owner`, which nobody else keeps, live until the end. Takes no lock."""
+    _kept.append(owner)
 
 
 def closed(owner: Closing) -> None:

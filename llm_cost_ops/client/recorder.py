@@ -19,7 +19,7 @@ from typing import Any
 
 from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.client.attribution import Attributes, current_attributes
-from llm_cost_ops.client.exits import close_at_exit, close_in_workers, closed
+from llm_cost_ops.client.exits import close_at_exit, close_in_workers, closed, keep_until_exit
 from llm_cost_ops.client.flush_report import FlushReport, Rejected, Tally
 from llm_cost_ops.client.recordable import Builder, Raw, Recordable, as_it_is, as_they_are, read_record
 from llm_cost_ops.client.spool import Spool, SpoolBatch, SpoolEnteredError, SpoolFullError, SpoolSyncError
@@ -195,6 +195,8 @@ class Recorder:
         self._dropped = True
         if self._thread is not None:
             ends_soon(self._thread)
+        elif self._left():
+            keep_until_exit(self)
         self._hurry.ring()
 
     def forget(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from llm_cost_ops.instrumentation import bedrock, genai
 from llm_cost_ops.instrumentation.answers import report
 from llm_cost_ops.instrumentation.calls import Options
-from llm_cost_ops.instrumentation.http import is_wrapped, unwrap_client, wrap_client
+from llm_cost_ops.instrumentation.http import options_of, unwrap_client, wrap_client
 
 __all__ = ["http_clients_of", "instrument", "uninstrument"]
 
@@ -52,7 +52,7 @@ def instrument(sdk_client: Any, options: Options) -> None:
         raise TypeError(_refusal(sdk_client))
     for http_client in found:
         wrap_client(http_client, options, sdk_client)
-    _follow_copies(sdk_client, options)
+    _follow_copies(sdk_client)
 
 
 def _refusal(sdk_client: Any) -> str:
@@ -65,15 +65,16 @@ def _refusal(sdk_client: Any) -> str:
     )
 
 
-def _follow_copies(sdk_client: Any, options: Options) -> None:
-    """Record what copies of a client send too: one may have an HTTP client of its own.
+def _follow_copies(sdk_client: Any) -> None:
+    """Record what copies of a client send too, while it is recorded: one may have an HTTP client of its own.
 
     It has where the caller gives it one, and those of AnthropicBedrock have by themselves.
     """
     _leave_copies(sdk_client)
-    if hasattr(sdk_client, "_client") and all(callable(getattr(sdk_client, name, None)) for name in _COPIES):
+    http_client = getattr(sdk_client, "_client", None)
+    if http_client is not None and all(callable(getattr(sdk_client, name, None)) for name in _COPIES):
         for name in _COPIES:
-            setattr(sdk_client, name, _following(getattr(sdk_client, name), options))
+            setattr(sdk_client, name, _following(getattr(sdk_client, name), http_client))
 
 
 def _leave_copies(sdk_client: Any) -> None:
@@ -83,15 +84,19 @@ def _leave_copies(sdk_client: Any) -> None:
             delattr(sdk_client, name)
 
 
-def _following(copy: Callable[..., Any], options: Options) -> Callable[..., Any]:
+def _following(copy: Callable[..., Any], copied: Any) -> Callable[..., Any]:
+    """`copy` of a client that sends by the HTTP client `copied`."""
+
     @functools.wraps(copy)
     def followed(*args: Any, **kwargs: Any) -> Any:
         made = copy(*args, **kwargs)
         try:
-            for http_client in http_clients_of(made):
-                if not is_wrapped(http_client):
-                    wrap_client(http_client, options, made)
-            _follow_copies(made, options)
+            options = options_of(copied)
+            if options is not None:
+                for http_client in http_clients_of(made):
+                    if options_of(http_client) is None:
+                        wrap_client(http_client, options, made)
+                _follow_copies(made)
         except Exception:  # noqa: BLE001  # the caller has its client, whatever is wrong with ours
             report("what a copy of a client sends can't be recorded")
         return made

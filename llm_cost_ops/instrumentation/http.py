@@ -37,7 +37,7 @@ from llm_cost_ops.instrumentation.providers import api_of, bedrock_model, fetche
 from llm_cost_ops.rpc.context import uuid7
 from llm_cost_ops.rules.providers import provider_at
 
-__all__ = ["is_wrapped", "unwrap_client", "wrap_client"]
+__all__ = ["options_of", "unwrap_client", "wrap_client"]
 
 _log = logging.getLogger("llm_cost_ops.instrumentation")
 
@@ -71,10 +71,10 @@ def wrap_client(
     hook.options, hook.only, hook.owner = options, only, id(owner)
 
 
-def is_wrapped(http_client: Any) -> bool:
-    """Whether an HTTP client's calls are recorded."""
+def options_of(http_client: Any) -> Options | None:
+    """How an HTTP client's calls are recorded, None where they are not."""
     hook = _hook_of(http_client)
-    return hook is not None and hook.options is not None
+    return None if hook is None else hook.options
 
 
 def _differ(before: Options, now: Options) -> bool:

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_openai import ChatOpenAI
 
 from llm_cost_ops.callbacks.langchain import CostOpsCallbackHandler, _Begun, _record
+from llm_cost_ops.callbacks.records import require
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -35,6 +37,14 @@ def test_an_old_version_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("llm_cost_ops.callbacks.records.version", lambda _: "0.2.43.post1")
     with pytest.raises(ImportError, match=r"langchain-core 0\.3 or newer, and 0\.2\.43\.post1 is installed"):
         importlib.reload(sys.modules[CostOpsCallbackHandler.__module__])
+
+
+def test_a_version_that_nothing_tells_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("llm_cost_ops.callbacks.records.version", version)
+    require("langchain-core", "0.3")
 
 
 def invoke(model: Any, config: Any) -> None:

@@ -104,6 +104,17 @@ threading.Thread(target=work).start()
     ),
     "a function of atexit's that is the first to record": ("atexit.register(record)", 5),
     "functions of atexit's": ("record()\natexit.register(record)", 10),
+    "a client that is dropped where no thread starts": (
+        """
+def refuse(_):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+CostOpsClient(config=config).usage.record(
+    organization_id="o", provider="openai", model_id="m", input_tokens=1
+)
+""",
+        1,
+    ),
 }
 
 

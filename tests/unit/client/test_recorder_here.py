@@ -128,6 +128,12 @@ def test_who_closes_lets_the_batch_of_another_thread_end() -> None:
     assert recorder._line._connection is None, "nothing of it stays open"
 
 
+def test_who_closes_as_the_thread_is_about_to_start() -> None:
+    with no_threads(), recording(Ledger()) as recorder:
+        recorder._thread = threading.Thread(target=recorder._work)
+        recorder.close(0)
+
+
 def test_a_batch_takes_no_longer_than_the_clients_calls(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

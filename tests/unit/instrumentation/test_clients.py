@@ -179,6 +179,21 @@ def test_what_copies_of_a_client_send_is_recorded(stub: Stub, client: CostOpsCli
             each._client.close()
 
 
+def test_copies_of_a_copy_are_recorded_as_it_is_itself(stub: Stub, client: CostOpsClient) -> None:
+    """It shares an HTTP client, as those of OpenAI do: as was said last of that, and not at all any more."""
+    with httpx.Client() as shared, httpx.Client() as given, httpx.Client() as other:
+        sdk = client.instrument(Copying(shared), user_id="u-1")
+        copied = sdk.copy(http_client=shared)
+        client.instrument(sdk, user_id="u-2")
+        copied.copy(http_client=given)
+        given.post(url(stub), json=CHAT)
+        client.uninstrument(sdk)
+        for each in (shared, other):
+            copied.copy(http_client=each)
+            each.post(url(stub), json=CHAT)
+    assert [record.user_id for record in records_of(client)] == ["u-2"]
+
+
 # What SDKs take, as they read JSON with Python's own parser.
 TOLERATED = {
     "half of an emoji": b'"\\ud83d"',
