@@ -8,10 +8,11 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from itertools import product
+from types import MappingProxyType
 
 from msgspec.structs import replace
 
@@ -397,7 +398,9 @@ class DictLedger:
         self._begin(context)
         return next((card for _, _, card in self._cards if card.id == card_id), None)
 
-    async def all_cards(self, context: CallContext) -> list[RateCard]:
+    async def all_cards(
+        self, context: CallContext, known: Mapping[str, RateCard] = MappingProxyType({})
+    ) -> list[RateCard]:
         self._begin(context)
         first = datetime.min.replace(tzinfo=UTC)
         return sorted(

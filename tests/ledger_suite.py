@@ -447,6 +447,13 @@ class LedgerSuite(OfEachLedger):
         assert ledger.get_card("none") is None
         assert len(ledger.all_cards()) == 2
 
+    def test_known_cards_are_given_among_the_others(self, ledger: Sync) -> None:
+        first, _ = ledger.add_card(card(), "", b"1" * 16)
+        known = {each.id: each for each in ledger.all_cards()}
+        second, _ = ledger.add_card(card("3"), "", b"2" * 16)
+        gone = card(region="eu")
+        assert ledger.all_cards(known={**known, gone.id: gone}) == [first, second]
+
     def test_entries_priced_with_other_cards_are_not_written(self, ledger: Sync) -> None:
         revision = ledger.cards_revision()
         ledger.add_card(card(), "", b"1" * 16)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from llm_cost_ops._gen.messages import UsageQuality
+from llm_cost_ops._gen.messages import ModalityTokens, UsageQuality, UsageRecord
 from llm_cost_ops.ledger import ApiKey, AuditFilter, Filter
 from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.ledger.sqlite.integrity import find_faults
@@ -243,7 +243,16 @@ class LifeSuite(OfEachLedger):
         assert faults(ledger) == []
 
     @pytest.mark.parametrize("user", ["ann", "ren\u00e9e", 'a"b\\'])
-    def test_a_user_is_erased_from_fields_of_a_newer_version(self, ledger: Sync, user: str) -> None:
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_a_user_is_erased_from_fields_of_a_newer_version(
+        self, ledger: Sync, user: str, *, nested: bool
+    ) -> None:
+        def newer(unknown: Any) -> dict[str, Any]:
+            return {"modality": ModalityTokens(unknown_=unknown)} if nested else {"unknown_": unknown}
+
+        def unknown_of(record: UsageRecord) -> Any:
+            return record.modality.unknown_ if nested and record.modality else record.unknown_
+
         def sent(number: int, name: str) -> Any:
             text = json.dumps(name).encode()
             forms = [
@@ -254,7 +263,7 @@ class LifeSuite(OfEachLedger):
                 Unknown(json={"new": msgspec.Raw(rb'["\ud800", {"a": %s, "a": 1}]' % text)}),
             ]
             seen = {"observation": True, "quality": UsageQuality.UNKNOWN, "input_tokens": None, "units": None}
-            return entry(number, idempotency_key=f"{number}", unknown_=forms[number % 4], **seen)
+            return entry(number, idempotency_key=f"{number}", **newer(forms[number % 4]), **seen)
 
         records = [sent(number, user if number < 4 else "bob") for number in range(8)]
         ids = [done.usage_id for done in ledger.append(records)]
@@ -263,14 +272,14 @@ class LifeSuite(OfEachLedger):
         assert statuses(ledger, *records) == [DUPLICATE] * 8
         # Nor do they come back with the counts.
         known = [
-            entry(0, idempotency_key=each.key, unknown_=each.record.unknown_, input_tokens=5)
+            entry(0, idempotency_key=each.key, **newer(unknown_of(each.record)), input_tokens=5)
             for each in records[1:4]
         ]
         assert statuses(ledger, *known) == [CREATED] * 3
         for usage_id, each in zip(ids, records, strict=True):
-            kept = {} if usage_id in ids[:4] else each.record.unknown_
+            kept = {} if usage_id in ids[:4] else unknown_of(each.record)
             for revised in ledger.revisions("acme", usage_id):
-                assert (revised.record.unknown_ or {}) == kept
+                assert (unknown_of(revised.record) or {}) == kept
         assert erase(ledger, user) == 0
         assert faults(ledger) == []
 

@@ -16,7 +16,7 @@ from llm_cost_ops.client.flush_report import Rejected
 from llm_cost_ops.client.submitting import text_of
 from llm_cost_ops.rpc.context import uuid7_series
 from llm_cost_ops.rpc.status import Violation, violations_text
-from llm_cost_ops.rules.requests import check_record
+from llm_cost_ops.rules.requests import check_record, is_ahead
 from llm_cost_ops.wire.errors import DecodeError, EncodeError
 
 __all__ = ["Builder", "Raw", "Recordable", "as_it_is", "as_they_are", "broken_rules", "read_record"]
@@ -55,10 +55,13 @@ def as_they_are(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def broken_rules(record: UsageRecord) -> str:
-    """The rules that a record breaks by itself, "" where there are none: those that a server holds it to."""
+def broken_rules(record: UsageRecord, now: datetime | None = None) -> str:
+    """The rules that a record breaks by itself, "" where there are none: those that a server holds it to.
+
+    Its timestamp is held against `now`, where given.
+    """
     violations: list[Violation] = []
-    check_record(record, "", None, violations, keep_unknown=True)
+    check_record(record, "", now, violations, keep_unknown=True)
     return violations_text(violations) if violations else ""
 
 
@@ -116,8 +119,12 @@ class Builder:
                 built.idempotency_key = self._key_of(nanoseconds, number)
             # In JSON other types than a field's may become another value, or none that can be read again.
             broken = broken_rules(built) if self._as_json else ""
+            moment = _moment(nanoseconds)
             if built.timestamp is None:
-                built.timestamp = _moment(nanoseconds)
+                built.timestamp = moment
+            elif not broken and isinstance(built.timestamp, datetime) and is_ahead(built.timestamp, moment):
+                # Looked at when it is sent, it could be the clock that was wrong.
+                broken = broken_rules(built, moment)
             if broken:
                 return Rejected(record=built, reason=broken)
             try:

@@ -9,11 +9,13 @@ import contextlib
 import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Protocol
 
 from llm_cost_ops._gen.messages import BatchReceipt, RecordError, SubmitResult, SubmitStatus, UsageRecord
 from llm_cost_ops.exceptions import CostOpsError, ServerError, ValidationError
 from llm_cost_ops.rpc.status import StatusCode
+from llm_cost_ops.rules.requests import is_ahead
 
 __all__ = ["Connection", "Line", "Settled", "invalid", "reason_of", "submitted", "text_of"]
 
@@ -106,4 +108,22 @@ def _submitted(line: Line, records: list[UsageRecord]) -> list[SubmitResult]:
             raise ServerError(result.error.message, grpc_code=StatusCode.UNAVAILABLE, retryable=True)
     if len(results) != len(records):
         raise CostOpsError(f"the answer has {len(results)} results for {len(records)} records")
+    if late := [place for place, result in enumerate(results) if _undated(records[place], result)]:
+        again = _submitted(line, [records[place] for place in late])
+        for place, result in zip(late, again, strict=True):
+            results[place] = result
     return results
+
+
+def _undated(record: UsageRecord, result: SubmitResult) -> bool:
+    """Take the time from a record that was refused as one of the future; whether it was.
+
+    It was not ahead of the clock when it was recorded (Builder), so that the clock has been set back since.
+    Without a time it has that of the service at which it comes.
+    """
+    if result.status != SubmitStatus.INVALID or not isinstance(record.timestamp, datetime):
+        return False
+    if not is_ahead(record.timestamp, datetime.now(UTC)):
+        return False
+    record.timestamp = None
+    return True

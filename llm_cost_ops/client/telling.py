@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from llm_cost_ops._gen.messages import SubmitStatus, UsageRecord
@@ -16,6 +17,8 @@ __all__ = ["Telling"]
 _log = logging.getLogger("llm_cost_ops.recorder")
 
 _ACCEPTED = (SubmitStatus.CREATED, SubmitStatus.DUPLICATE)
+# A trouble is not logged again within so long.
+_QUIET_SECONDS = 60.0
 _WITHOUT_ORGANIZATION = ": give the client organization_id=…, or set LLM_COST_OPS_ORGANIZATION_ID"
 
 
@@ -24,18 +27,19 @@ class Telling:
 
     def __init__(self, config: RecorderConfig) -> None:
         self._config = config
-        self._said: set[str] = set()
+        self._said: dict[str, float] = {}
         self.thread: threading.Thread | None = None
 
     def say(self, kind: str, message: str) -> None:
-        """Log a kind of trouble once, until a batch is delivered."""
+        """Log a kind of trouble once, until a batch is delivered a minute later or more."""
         if kind not in self._said:
-            self._said.add(kind)
+            self._said[kind] = time.monotonic()
             _log.warning("%s", message)
 
     def delivered(self) -> None:
-        """What is said again from now on is news."""
-        self._said.clear()
+        """What was said a while ago is news if it is said again."""
+        quiet = time.monotonic() - _QUIET_SECONDS
+        self._said = {kind: at for kind, at in list(self._said.items()) if at > quiet}
 
     def settled(self, settled: Settled) -> None:
         """What became of records that were answered for."""

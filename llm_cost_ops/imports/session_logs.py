@@ -69,6 +69,9 @@ def _read_codex(obj: dict[str, object], state: State) -> Found:
     """
     payload = nested(obj, "payload")
     if obj["type"] == "session_meta":
+        if text(payload, "id") != state.get("session") and not text(payload, "forked_from_id"):
+            # Another log in the same stream. A fork goes on with the sum that it copied.
+            state.pop("total", None)
         state["session"] = text(payload, "id")
         state["provider"] = text(payload, "model_provider") or "openai"
     elif obj["type"] == "turn_context":

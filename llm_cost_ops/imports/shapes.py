@@ -236,7 +236,8 @@ class Table:
             try:
                 row = next(self._rows, None)
             except csv.Error as error:
-                yield Line(begun, b"", f"is not CSV: {_WORDS.get(str(error), error)}")
+                upto = f" up to line {self._number}" if self._number > begun else ""
+                yield Line(begun, b"", f"is not CSV{upto}: {_WORDS.get(str(error), error)}")
                 continue
             if row is None:
                 self._text.detach()

@@ -15,6 +15,7 @@ from llm_cost_ops.interceptors.logging import outcome_name
 from llm_cost_ops.lazy import missing_library
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
+from llm_cost_ops.rpc.status import KNOWN_CODES, StatusCode
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -28,6 +29,8 @@ _log = logging.getLogger("llm_cost_ops")
 
 class CallObservation(NamedTuple):
     """One finished call. `duration` and `waited` are seconds; `code` is "OK" or the error's.
+
+    It may be a label: for a code of somebody else's, of which there may be any number, it is gRPC's status.
 
     `breaker` is the state of the circuit breaker after it, empty without one.
     """
@@ -91,7 +94,7 @@ class CallMetrics:
             raise
         finally:
             attempts = getattr(failure, "attempts", context.attempt)
-            self._observe(context, started, outcome_name(failure), attempts)
+            self._observe(context, started, failure, attempts)
             if span is not None:
                 if isinstance(failure, Exception):
                     span.record_exception(failure)
@@ -125,15 +128,17 @@ class CallMetrics:
         try:
             response = await continuation(request, context)
         except BaseException as error:
-            self._observe(context, started, outcome_name(error), getattr(error, "attempts", context.attempt))
+            self._observe(context, started, error, getattr(error, "attempts", context.attempt))
             raise
-        self._observe(context, started, "OK", context.attempt)
+        self._observe(context, started, None, context.attempt)
         return response
 
-    def _observe(self, context: CallContext, started: float, code: str, attempts: int) -> None:
+    def _observe(
+        self, context: CallContext, started: float, error: BaseException | None, attempts: int
+    ) -> None:
         observation = CallObservation(
             context.method.full_name,
-            code,
+            _bounded(error),
             context.runtime.monotonic() - started,
             attempts,
             context.waited,
@@ -144,6 +149,15 @@ class CallMetrics:
                 exporter.observe(observation)
             except Exception:  # noqa: BLE001  # somebody else's code, which may not harm the call
                 _log.exception("a metrics exporter failed")
+
+
+def _bounded(error: BaseException | None) -> str:
+    """What a call ended with, in one of a limited number of words."""
+    outcome = outcome_name(error)
+    if outcome in KNOWN_CODES or outcome != getattr(error, "code", ""):
+        return outcome
+    status = getattr(error, "grpc_code", None)
+    return status.name if isinstance(status, StatusCode) else "OTHER"
 
 
 def _failed(error: Exception) -> Any:

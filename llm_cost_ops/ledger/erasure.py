@@ -10,7 +10,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
@@ -31,10 +31,10 @@ __all__ = [
 
 _IDS = ("user_id", "session_id", "trace_id", "span_id", "retry_of_id")
 ERASABLE = (*_IDS, "tags", "labels", "metadata", "unknown_")
-"""The fields that an erasure may change."""
+"""The fields that an erasure may change; of `modality` it may take away those of a newer version."""
 
 HAS_UNKNOWN = b'{"?unknown"'
-"""How a stored record begins that has fields of a newer version: they may name a user in other letters."""
+"""What a stored record has where fields of a newer version are: they may name a user in other letters."""
 
 _ERASED = "[erased]"
 _ANY_TIME = datetime(1970, 1, 1, tzinfo=UTC)
@@ -60,15 +60,19 @@ def without_user(record: UsageRecord, user_id: str) -> UsageRecord:
         metadata = _without(record.metadata, user_id)
         if metadata != record.metadata:
             changes["metadata"] = metadata
-    unknown = record.unknown_
-    if unknown and _is_named(user_id, unknown):
-        # Fields of a newer version, of which nothing is known but that they name the user.
+    # Fields of a newer version, of which nothing is known but that they name the user.
+    if _is_named(user_id, record.unknown_):
         changes["unknown_"] = UNSET
+    modality = record.modality
+    if modality is not None and _is_named(user_id, modality.unknown_):
+        changes["modality"] = replace(modality, unknown_=UNSET)
     return replace(record, **changes) if changes else record
 
 
-def _is_named(user_id: str, unknown: Unknown) -> bool:
+def _is_named(user_id: str, unknown: Unknown | UnsetType) -> bool:
     """Whether a user's id stands in unknown fields. JSON has many ways to write it: they are made one."""
+    if not unknown:
+        return False
     if user_id.encode() in unknown.binary:
         return True
     mention = json.dumps(user_id, ensure_ascii=False)[1:-1]
@@ -108,4 +112,7 @@ def entry_to_rewrite(record: UsageRecord) -> Entry:
 
 def as_erased(sent: UsageRecord, kept: UsageRecord) -> UsageRecord:
     """What is taken of `sent` where a user was erased from `kept`, which has its key: nobody's name."""
-    return replace(sent, **{name: getattr(kept, name) for name in ERASABLE})
+    made = replace(sent, **{name: getattr(kept, name) for name in ERASABLE})
+    if sent.modality is not None and kept.modality is not None:
+        made.modality = replace(sent.modality, unknown_=kept.modality.unknown_)
+    return made

@@ -6,8 +6,9 @@ database than the one that decides whether a key is new.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
@@ -288,8 +289,13 @@ class Ledger(Protocol):
     async def get_card(self, card_id: str, context: CallContext) -> RateCard | None:
         """The card with an id, or None."""
 
-    async def all_cards(self, context: CallContext) -> list[RateCard]:
-        """Every card, by provider, model, date and version."""
+    async def all_cards(
+        self, context: CallContext, known: Mapping[str, RateCard] = MappingProxyType({})
+    ) -> list[RateCard]:
+        """Every card, by provider, model, date and version.
+
+        A card never changes: one that is `known`, by its id, is given as it is.
+        """
 
     async def cards_revision(self, context: CallContext) -> int:
         """A number that grows when a card is added, by any process."""

@@ -363,9 +363,11 @@ class _Snapshot:
         self.plans: dict[_Key, Plan] = {}
         self._compiled: dict[int, CompiledCard] = {}
         self._lock = ForkSafeLock()
-        self._manual: dict[str, list[RateCard]] = {}
+        self._manual: dict[tuple[str, str], list[RateCard]] = {}
         for card in self.cards:
-            self._manual.setdefault(canonical_provider(card.provider), []).append(card)
+            provider = canonical_provider(card.provider)
+            for name in {"*" if name.endswith("*") else name for name in (card.model_id, *card.aliases)}:
+                self._manual.setdefault((provider, name), []).append(card)
 
     def plan(self, key: _Key) -> Plan:
         """What may price such records, the best first; an empty one is remembered as well."""
@@ -391,11 +393,18 @@ class _Snapshot:
             region=key[5],
             speed=key[6],
         )
-        found = candidates(self._manual.get(provider, ()), query)
+        found = candidates(self._of_model(provider, key[1]), query)
         for source in self.sources:
             found += candidates(source.cards(provider, key[1]), query, resolved=True)
         found.sort(key=lambda candidate: candidate.rank, reverse=True)
         return found
+
+    def _of_model(self, provider: str, model_id: str) -> Iterable[RateCard]:
+        """The cards that may name a model, each once: those of its name, and those with a prefix of some."""
+        named = self._manual.get((provider, model_id), ())
+        if not (prefixed := self._manual.get((provider, "*"), ())):
+            return named
+        return {id(card): card for card in (*named, *prefixed)}.values()
 
     def compiled(self, choice: _Choice) -> CompiledCard:
         if choice.compiled is None:

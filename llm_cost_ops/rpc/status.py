@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HTTP_STATUS",
+    "KNOWN_CODES",
     "OVERLOADED",
     "RESPONSE_TOO_LARGE",
     "STATUS_BY_REASON",
@@ -175,6 +176,12 @@ STATUS_BY_REASON: dict[str, tuple[StatusCode, int]] = {
 }
 """The code and the HTTP status of errors of storage, by their error_code. They are the service's fault,
 where their codes alone would say that the caller sent too much, or something wrong."""
+
+KNOWN_CODES = frozenset({
+    *StatusCode.__members__, *STATUS_BY_REASON, OVERLOADED, RESPONSE_TOO_LARGE, UNTRUSTED_CERTIFICATE,
+    "PAYLOAD_TOO_LARGE", "CIRCUIT_OPEN", "RATE_LIMITED",
+})  # fmt: skip
+"""The codes of errors that are ours; a gateway between a client and a service may make up any number."""
 
 
 def invalid_argument(field: str, rule: str, *, origin: str = "server") -> RpcError:

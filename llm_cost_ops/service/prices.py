@@ -22,6 +22,7 @@ class Prices:
     def __init__(self, ledger: Ledger, reported_providers: Collection[str] = REPORTED_PROVIDERS) -> None:
         self._ledger = ledger
         self._reported = reported_providers
+        self._known: dict[str, RateCard] = {}
         self.in_force: tuple[int, PriceBook] = (-1, self._book())
         """A book, and the revision of the store's cards that it has at least; -1 before the first refresh."""
 
@@ -29,13 +30,15 @@ class Prices:
         """Take in cards that were added since, by this process or another, and give the book."""
         revision = await self._ledger.cards_revision(context)
         if revision != self.in_force[0]:
+            cards = await self._ledger.all_cards(context, self._known)
+            self._known = {card.id: card for card in cards}
             # Both are replaced at once, so that a book is never taken for that of another revision.
-            self.in_force = revision, self._book(await self._ledger.all_cards(context))
+            self.in_force = revision, self._book(cards)
         return self.in_force[1]
 
     async def book_as_of(self, moment: datetime | None, context: CallContext) -> PriceBook:
         """A separate book that does not change, without the cards that were created after a moment."""
-        cards = await self._ledger.all_cards(context)
+        cards = await self._ledger.all_cards(context, self._known)
         if moment is not None:
             cards = [card for card in cards if card.created_at is None or card.created_at <= moment]
         return self._book(cards)

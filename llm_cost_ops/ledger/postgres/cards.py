@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 import msgspec
@@ -104,10 +105,10 @@ def kept_card(session: Session, digest: bytes) -> RateCard | None:
     return card_of(rows[0][0]) if rows else None
 
 
-def all_cards(session: Session) -> list[RateCard]:
-    """Every card, by provider, model, date and version."""
-    rows = session.rows("SELECT card FROM llm_cost_ops.card ORDER BY seq")
-    cards: list[RateCard] = [_cards.decode(data) for (data,) in rows]
+def all_cards(session: Session, known: Mapping[str, RateCard]) -> list[RateCard]:
+    """Every card, by provider, model, date and version; those that are known, by their ids, as they are."""
+    rows = session.rows("SELECT id, card FROM llm_cost_ops.card ORDER BY seq")
+    cards: list[RateCard] = [known.get(card_id) or _cards.decode(data) for card_id, data in rows]
     return sorted(cards, key=card_order)
 
 

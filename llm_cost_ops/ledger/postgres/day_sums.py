@@ -23,7 +23,6 @@ from llm_cost_ops.ledger.day_spans import (
     DAY,
     MAX_DIMENSIONS,
     MAX_GROUPS_OF_LONG,
-    OPEN,
     UNWANTED,
     Days,
     Fold,
@@ -355,21 +354,24 @@ def try_to_begin(session: Session, org: int, dimensions: Keys) -> bool:
 
 
 def forget(session: Session, orgs: Iterable[int]) -> None:
-    """Delete all that is kept of organizations' days, at the end of a transaction that changes records."""
-    _forget(session, sorted(orgs), OPEN)
+    """Delete all that is kept of organizations' days, at the end of a transaction that changes records, and
+    by what: a label may be named as somebody is.
+    """
+    ordered = sorted(orgs)
+    _note(session, ordered)
+    # With their spans.
+    session.run("DELETE FROM llm_cost_ops.day_grouping g WHERE g.org = ANY(%s)", ordered)
 
 
 def forget_before(session: Session, org: int, moment: int) -> None:
     """Delete what is kept of days that begin before a moment, likewise. The moment is in microseconds."""
-    _forget(session, [org], moment)
+    _note(session, [org])
+    session.run(
+        f"DELETE FROM llm_cost_ops.day_span d WHERE d.org = %s AND d.first::bigint * {DAY} < %s", org, moment
+    )
 
 
-def _forget(session: Session, orgs: list[int], moment: int) -> None:
+def _note(session: Session, orgs: list[int]) -> None:
     # In one order, so that two of these wait for each other in one direction only.
     for org in orgs:
         session.run("UPDATE llm_cost_ops.organization SET forgotten = forgotten + 1 WHERE id = %s", org)
-    session.run(
-        f"DELETE FROM llm_cost_ops.day_span d WHERE d.org = ANY(%s) AND d.first::bigint * {DAY} < %s",
-        orgs,
-        moment,
-    )

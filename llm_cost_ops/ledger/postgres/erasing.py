@@ -24,7 +24,7 @@ from llm_cost_ops.ledger.postgres.rows import prepare
 __all__ = ["erase", "find_mentions"]
 
 _EXAMINED = 10_000
-_NAMES = "(strpos({0}.record, %(mention)s) > 0 OR strpos({0}.record, %(unknown)s) = 1)"
+_NAMES = "(strpos({0}.record, %(mention)s) > 0 OR strpos({0}.record, %(unknown)s) > 0)"
 _MENTIONS = f"""
     WITH page AS MATERIALIZED (
         SELECT u.org, u.id, u.xid, u.seq, u.record FROM llm_cost_ops.usage u WHERE u.org = ANY(%(orgs)s)

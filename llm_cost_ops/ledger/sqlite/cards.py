@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 
 import msgspec
 
@@ -81,11 +82,10 @@ def kept_card(connection: sqlite3.Connection, digest: bytes) -> RateCard | None:
     return None if row is None else card_of(row[0])
 
 
-def all_cards(connection: sqlite3.Connection) -> list[RateCard]:
-    """Every card, by provider, model, date and version."""
-    cards: list[RateCard] = [
-        _cards.decode(data) for (data,) in connection.execute("SELECT card FROM card ORDER BY seq")
-    ]
+def all_cards(connection: sqlite3.Connection, known: Mapping[str, RateCard]) -> list[RateCard]:
+    """Every card, by provider, model, date and version; those that are known, by their ids, as they are."""
+    rows = connection.execute("SELECT id, card FROM card ORDER BY seq")
+    cards: list[RateCard] = [known.get(card_id) or _cards.decode(data) for card_id, data in rows]
     return sorted(cards, key=card_order)
 
 

@@ -30,6 +30,7 @@ from llm_cost_ops.ledger.sqlite.files import (
 from llm_cost_ops.ledger.sqlite.obvious_faults import find_obvious_fault
 from llm_cost_ops.ledger.sqlite.queue import QueuedError, WriteQueue
 from llm_cost_ops.ledger.sqlite.rows import Interner
+from llm_cost_ops.ledger.sqlite.stopping import stopping
 from llm_cost_ops.ledger.sqlite.sums import TEMPORARY
 from llm_cost_ops.rpc.context import CallContext, drive
 from llm_cost_ops.rpc.fifo import Place
@@ -38,7 +39,6 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode
 
 __all__ = [
     "DURABILITIES",
-    "STEPS_BETWEEN_LOOKS",
     "BusyRetry",
     "Database",
     "FifoLock",
@@ -53,9 +53,6 @@ DURABILITIES = {"disk": "FULL", "process": "NORMAL"}
 
 # The first with STRICT tables.
 _MIN_VERSION = (3, 37)
-
-STEPS_BETWEEN_LOOKS = 10_000
-"""Steps of SQLite's machine between two looks at a deadline."""
 
 
 class Database:
@@ -101,10 +98,9 @@ class Database:
             check_same_thread=False,
             cached_statements=256,
         )
-        if is_late is not None:
-            connection.set_progress_handler(is_late, STEPS_BETWEEN_LOOKS)
         try:
-            self._prepare(connection)
+            with stopping(connection, is_late):
+                self._prepare(connection)
         except sqlite3.OperationalError as error:
             connection.close()
             if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT and is_late is not None and is_late():
@@ -113,8 +109,6 @@ class Database:
         except BaseException:
             connection.close()
             raise
-        if is_late is not None:
-            connection.set_progress_handler(None, 0)
         if self.files is not None:
             self.files.opened()
             if not self._looked_into:

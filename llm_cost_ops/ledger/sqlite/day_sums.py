@@ -349,9 +349,12 @@ def times_forgotten(connection: sqlite3.Connection | sqlite3.Cursor) -> int:
 
 
 def forget(cursor: sqlite3.Cursor, organization: str) -> None:
-    """Delete all that is kept of an organization's days; it is calculated again when it is asked for."""
+    """Delete all that is kept of an organization's days, and by what: a label may be named as somebody is.
+
+    It is calculated again when it is asked for.
+    """
     cursor.execute("UPDATE day_forgotten SET times = times + 1")
     spans = f"(SELECT id FROM day_span WHERE grouping IN {_ITS})"
     cursor.execute(f"DELETE FROM day_sum WHERE span IN {spans}", (organization,))
-    for table in ("day_span", "day_group"):
-        cursor.execute(f"DELETE FROM {table} WHERE grouping IN {_ITS}", (organization,))
+    for table, of_grouping in (("day_span", "grouping"), ("day_group", "grouping"), ("day_grouping", "id")):
+        cursor.execute(f"DELETE FROM {table} WHERE {of_grouping} IN {_ITS}", (organization,))

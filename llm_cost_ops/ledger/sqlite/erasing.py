@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from llm_cost_ops.ledger import audit
-from llm_cost_ops.ledger.encoding import decode_usage, encode_usage
+from llm_cost_ops.ledger.encoding import decode_usage, encode_texts, encode_usage
 from llm_cost_ops.ledger.erasure import HAS_UNKNOWN, entry_to_rewrite, erased_reason, mention_of, without_user
 from llm_cost_ops.ledger.sqlite import day_sums
 from llm_cost_ops.ledger.sqlite.audit import add_events
@@ -22,13 +22,15 @@ from llm_cost_ops.ledger.sqlite.rows import prepare
 __all__ = ["empty_log", "erase", "find_mentions"]
 
 _EXAMINED = 20_000
-_NAMES = f"(instr({{0}}.record, ?3) OR substr({{0}}.record, 1, {len(HAS_UNKNOWN)}) = ?4)"
+_NAMES = "(instr({0}.record, :mention) OR instr({0}.record, :unknown))"
 _MENTIONS = (
-    f"SELECT u.seq FROM usage u NOT INDEXED WHERE u.seq > ?1 AND u.seq <= ?2 AND ({_NAMES.format('u')} "
+    "SELECT u.seq FROM usage u NOT INDEXED WHERE u.seq > :after AND u.seq <= :upto "
+    f"AND ({_NAMES.format('u')} "
     f"OR EXISTS (SELECT 1 FROM first_record f WHERE f.usage = u.seq AND {_NAMES.format('f')}) "
     "OR EXISTS (SELECT 1 FROM revision v WHERE v.usage = u.seq "
-    f"AND ({_NAMES.format('v')} OR instr(v.reason, ?5)))){{}} ORDER BY u.seq"
+    f"AND ({_NAMES.format('v')} OR instr(v.reason, :user)))){{}} ORDER BY u.seq"
 )
+_OF = " AND u.org IN (SELECT id FROM organization WHERE name IN (SELECT value FROM json_each(:names)))"
 
 
 def find_mentions(
@@ -40,13 +42,17 @@ def find_mentions(
     [last] = connection.execute("SELECT ifnull(max(seq), 0) FROM usage").fetchone()
     if after >= last:
         return [], None
-    whose = ""
-    if organization_ids:
-        marks = ", ".join("?" * len(organization_ids))
-        whose = f" AND u.org IN (SELECT id FROM organization WHERE name IN ({marks}))"
     upto = min(after + _EXAMINED, last)
-    asked = (after, upto, mention_of(user_id), HAS_UNKNOWN, user_id, *organization_ids)
-    return [seq for (seq,) in connection.execute(_MENTIONS.format(whose), asked)], upto
+    asked = {
+        "after": after,
+        "upto": upto,
+        "mention": mention_of(user_id),
+        "unknown": HAS_UNKNOWN,
+        "user": user_id,
+        "names": encode_texts(organization_ids).decode(),
+    }
+    found = connection.execute(_MENTIONS.format(_OF if organization_ids else ""), asked)
+    return [seq for (seq,) in found], upto
 
 
 def erase(

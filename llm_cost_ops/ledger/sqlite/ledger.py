@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
@@ -329,9 +330,11 @@ class SqliteLedger:
         """The card with an id, or None."""
         return await self._readers.read_now(partial(cards.get_card, card_id=card_id), context)
 
-    async def all_cards(self, context: CallContext) -> list[RateCard]:
-        """Every card, by provider, model, date and version."""
-        return await self._readers.read(cards.all_cards, context)
+    async def all_cards(
+        self, context: CallContext, known: Mapping[str, RateCard] = MappingProxyType({})
+    ) -> list[RateCard]:
+        """Every card, by provider, model, date and version; those that are `known`, as they are."""
+        return await self._readers.read(partial(cards.all_cards, known=known), context)
 
     async def cards_revision(self, context: CallContext) -> int:
         """A number that grows when a card is added, by any process."""

@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from llm_cost_ops.ledger.sqlite.connection import STEPS_BETWEEN_LOOKS, BusyRetry, Database, Writer, lateness
+from llm_cost_ops.ledger.sqlite.connection import BusyRetry, Database, Writer, lateness
 from llm_cost_ops.ledger.sqlite.errors import closed_error, is_busy
 from llm_cost_ops.ledger.sqlite.files import FilesChangedError
+from llm_cost_ops.ledger.sqlite.stopping import stopping
 from llm_cost_ops.rpc.context import CallContext
 
 __all__ = ["Query", "Readers"]
@@ -195,16 +196,11 @@ def _ask(connection: sqlite3.Connection, query: Query[T], context: CallContext |
     """Run a query in a transaction that is never kept, and stop it at the deadline."""
     if context is None:
         return query(connection)
-    deadline = context.deadline
-    if deadline is not None:
-        monotonic = context.runtime.monotonic
-        connection.set_progress_handler(lambda: monotonic() >= deadline, STEPS_BETWEEN_LOOKS)
     try:
-        connection.execute("BEGIN")
-        return query(connection)
+        with stopping(connection, lateness(context)):
+            connection.execute("BEGIN")
+            return query(connection)
     finally:
-        if deadline is not None:
-            connection.set_progress_handler(None, 0)
         # After some errors SQLite has rolled back by itself. If it fails, what failed before says more.
         with contextlib.suppress(sqlite3.Error):
             if connection.in_transaction:

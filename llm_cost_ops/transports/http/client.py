@@ -15,7 +15,6 @@ from collections.abc import (
     Awaitable,
     Callable,
 )
-from contextlib import nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -489,21 +488,17 @@ class AsyncConnectionPool:
         """An answer whose body is to be read and closed, and what gives its connection back after that."""
         connection, dead = self._idle.take()
         await self._close(dead)
-        opened = connection is None
-        if opened:
+        if connection is None:
             connection = self._maker.create_connection(sent.url.origin)
 
         async def done() -> None:
             await self._close(self._idle.give(connection))
 
         try:
-            response = await connection.handle_async_request(sent)
+            return await connection.handle_async_request(sent), done
         except BaseException:
             await done()
             raise
-        if opened:
-            _take_locks_from(connection)
-        return response, done
 
     async def aclose(self) -> None:
         await self._close(self._idle.end())
@@ -511,18 +506,6 @@ class AsyncConnectionPool:
     async def _close(self, connections: list[Any]) -> None:
         for connection in connections:
             await connection.aclose()
-
-
-def _take_locks_from(connection: Any) -> None:
-    """Have a connection, and those in it, be used without httpcore's locks: each call has one to itself.
-
-    A lock of anyio takes a turn of the event loop, though nobody holds it; for a request there are three.
-    """
-    while connection is not None:
-        for name in ("_connect_lock", "_request_lock", "_state_lock"):
-            if hasattr(connection, name):
-                setattr(connection, name, nullcontext())
-        connection = getattr(connection, "_connection", None)
 
 
 def _proxy(proxy: httpx.Proxy | None) -> httpcore.Proxy | None:

@@ -43,6 +43,8 @@ _CODE: dict[int, StatusCode] = {
 _KEPT_BODY = 64 * 1024
 _MAX_MESSAGE = 2000
 _MAX_VIOLATIONS = 1000
+# Of a code, and of a request id.
+_MAX_NAME = 200
 
 
 def code_of_status(status: int, error_code: str = "") -> StatusCode:
@@ -92,7 +94,7 @@ def error_from_response(status: int, metadata: Metadata, body: bytes, *, safe: b
     decoded = _decoded_body(body)
     inner = decoded.get("error")
     facts: Mapping[str, Any] = inner if isinstance(inner, Mapping) else decoded
-    error_code = _text(facts.get("code")) or _text(decoded.get("code"))
+    error_code = (_text(facts.get("code")) or _text(decoded.get("code")))[:_MAX_NAME]
     code = code_of_status(status, error_code)
     message = inner if isinstance(inner, str) else ""
     message = message or _text(facts.get("message")) or _text(facts.get("detail"))
@@ -111,7 +113,7 @@ def error_from_response(status: int, metadata: Metadata, body: bytes, *, safe: b
         and (status == 499 or (status >= 500 and status != 501)),
         http_status=status,
         error_code="" if error_code.upper() == code.name else error_code,
-        request_id=_text(decoded.get("request_id")) or metadata.get(REQUEST_ID_HEADER),
+        request_id=_text(decoded.get("request_id"))[:_MAX_NAME] or metadata.get(REQUEST_ID_HEADER),
         metadata=metadata,
         body=body[:_KEPT_BODY],
     )

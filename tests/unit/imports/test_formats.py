@@ -167,6 +167,18 @@ def test_codex_forks_repeat_calls_that_count_once(tmp_path: Path) -> None:
         assert {record.idempotency_key for record in together} == {r.idempotency_key for r in records}
 
 
+@pytest.mark.parametrize("last", [None, (200, 0, 20, 0)])
+def test_codex_logs_in_one_stream_have_sums_of_their_own(last: tuple[int, int, int, int] | None) -> None:
+    model = {"timestamp": "2026-03-10T02:40:20Z", "type": "turn_context", "payload": {"model": "gpt-5"}}
+    log = [model, token_count((200, 0, 20, 0), last)]
+    metas = [{**model, "type": "session_meta", "payload": {"id": name}} for name in "ab"]
+    found = read(lines(*(line for meta in metas for line in [meta, *log])))
+    assert [(r.session_id, r.input_tokens, r.output_tokens) for r in found] == [
+        ("a", 200, 20),
+        ("b", 200, 20),
+    ]
+
+
 def test_codex_without_a_model_says_what_to_give() -> None:
     log = lines(token_count((1, 0, 1, 0), None))
     [item] = opened(log)

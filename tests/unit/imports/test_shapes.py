@@ -186,16 +186,16 @@ def test_a_table_is_the_same_with_each_delimiter(rows: list[list[str]], delimite
 @pytest.mark.parametrize(
     ("spoiled", "why"),
     [
-        ('b,"2\n', "a quote is not closed, so that its cell has all the lines after it"),
-        ('b,"2\nc,"3"\n', "',' expected after '\"'"),
-        ('b,"2"0\n', "',' expected after '\"'"),
+        ('b,"2\n', " up to line 4: a quote is not closed, so that its cell has all the lines after it"),
+        ('b,"2\nc,"3"\n', " up to line 4: ',' expected after '\"'"),
+        ('b,"2"0\n', ": ',' expected after '\"'"),
     ],
 )
 def test_a_stray_quote_takes_no_lines_away_unsaid(spoiled: str, why: str) -> None:
     data = f"model,tokens\na,1\n{spoiled}d,4\n"
     lines = list(table_of(data))
     assert lines[0].fields == {"model": "a", "tokens": "1"}
-    assert (lines[1].number, lines[1].fields) == (3, f"is not CSV: {why}")
+    assert (lines[1].number, lines[1].fields) == (3, f"is not CSV{why}")
     assert [line.fields for line in lines[2:]] == [{"model": "d", "tokens": "4"}][: "not closed" not in why]
 
 

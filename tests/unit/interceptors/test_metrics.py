@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
 
+import llm_cost_ops
 from llm_cost_ops import (
+    APIError,
     CircuitBreakerConfig,
     ClientConfig,
     ConfigurationError,
@@ -24,6 +28,7 @@ from llm_cost_ops.interceptors.metrics import (
     exporters_of,
 )
 from llm_cost_ops.interceptors.retry import Retry
+from llm_cost_ops.rpc.status import KNOWN_CODES, StatusCode
 from llm_cost_ops.testing import Delay, Fault, memory_client
 from tests.calls import DONE, async_channel, put, sync_channel
 
@@ -55,6 +60,26 @@ async def test_failures_and_the_breaker_are_observed() -> None:
         ("UNAVAILABLE", 1, "open"),
         ("CIRCUIT_OPEN", 0, "open"),
     ]
+
+
+def test_codes_that_others_make_up_are_no_labels() -> None:
+    kept = Kept()
+    script = [
+        *(Fault(429, error_code=f"gateway-{number}") for number in range(20)),
+        Fault(StatusCode.UNAVAILABLE, error_code="OVERLOADED"),
+        Fault(507, error_code="STORAGE_FULL"),
+    ]
+    channel = sync_channel(script, CallMetrics([kept]))
+    for _ in script:
+        with pytest.raises(APIError):
+            put(channel)
+    assert [seen.code for seen in kept.seen] == [*["RESOURCE_EXHAUSTED"] * 20, "OVERLOADED", "STORAGE_FULL"]
+
+
+def test_codes_of_our_own_are_known() -> None:
+    sources = [path.read_text() for path in Path(llm_cost_ops.__file__).parent.rglob("*.py")]
+    named = {code for text in sources for code in re.findall(r'\b(?:error_)?code="([A-Z_]+)"', text)}
+    assert {"STORAGE_UNUSABLE", "CIRCUIT_OPEN"} < named <= KNOWN_CODES
 
 
 def test_an_exporter_that_fails_harms_no_call(caplog: pytest.LogCaptureFixture) -> None:

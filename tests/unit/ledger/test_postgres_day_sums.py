@@ -252,10 +252,25 @@ def test_a_record_that_came_later_may_change_where_a_span_has_none_of_its_day(
 
 
 def named(connection: psycopg.Connection[Any], user: str) -> int:
+    """How many of the kept sums, and of what they are by, name a user."""
     [(count,)] = connection.execute(
-        "SELECT count(*) FROM llm_cost_ops.day_span WHERE strpos(sums, %s) > 0", [user]
+        "SELECT (SELECT count(*) FROM llm_cost_ops.day_span WHERE strpos(sums, %(user)s) > 0) "
+        "+ (SELECT count(*) FROM llm_cost_ops.day_grouping WHERE strpos(dimensions, %(user)s) > 0)",
+        {"user": user},
     )
     return int(count)
+
+
+def test_sums_by_a_label_that_is_named_as_a_user_go_with_them(
+    servers: list[Sync], connection: psycopg.Connection[Any]
+) -> None:
+    with Sync(ledger=DictLedger()) as dicts:
+        fill(servers[0], dicts, 3)
+        servers[0].append([entry(labels={"user-1": "x"})])
+        servers[0].summarize(Filter(), ("label:user-1",), None)
+        assert named(connection, "user-1") == 1
+        assert erase(servers[1], "user-1") == 7
+        assert named(connection, "user-1") == 0
 
 
 @pytest.mark.parametrize("committed", [True, False])

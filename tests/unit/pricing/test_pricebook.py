@@ -12,6 +12,7 @@ from llm_cost_ops.pricing import pricebook
 from llm_cost_ops.pricing.calculator import calculate_cost, cost_by
 from llm_cost_ops.pricing.money import from_units
 from llm_cost_ops.pricing.pricebook import PriceBook
+from llm_cost_ops.pricing.selection import PriceQuery, select_card
 from tests.unit.pricing.cards import NOON, make_card, make_rate, make_usage
 from tests.waiting import in_threads
 
@@ -70,6 +71,25 @@ def test_the_time_of_each_record_counts_although_choices_are_remembered() -> Non
     after.timestamp = None
     with pytest.raises(ValueError, match="timestamp"):
         book.price(after)
+
+
+def test_cards_are_found_by_each_of_their_names() -> None:
+    cards = [
+        make_card({"INPUT": "1"}, id="exact", model_id="gpt-x"),
+        make_card({"INPUT": "1"}, id="alias", model_id="other", aliases=["gpt-x", "gpt-*", "gpt-x-*"]),
+        make_card({"INPUT": "1"}, id="all", model_id="*"),
+        make_card({"INPUT": "1"}, id="star", model_id="odd*"),
+        make_card({"INPUT": "1"}, id="elsewhere", model_id="gpt-x", provider="groq"),
+        make_card({"INPUT": "1"}, id="theirs", model_id="gpt-x-2", organization_id="org-2"),
+    ]
+    book = PriceBook(cards=cards)
+    for provider in ("openai", "OpenAI", "groq", "cohere"):
+        for model in ("gpt-x", "gpt-x-2", "gpt-y", "other", "odd", "odd*", "*", "GPT-X"):
+            record = make_usage(provider=provider, model_id=model)
+            # What looks at every card.
+            selected = select_card(cards, PriceQuery.of(record))
+            chosen = book.choose(record)
+            assert (chosen and chosen[0].card.id) == (selected and selected.card.id), model
 
 
 def test_manual_cards_come_before_a_source() -> None:

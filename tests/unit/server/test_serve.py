@@ -125,7 +125,8 @@ def test_a_connection_is_answered_and_closed(patient_server, data, expected):
     print(f"{taken:.2f} s, {statuses(received)}")  # noqa: T201  # the figure is what it is about
     assert closed
     if len(data) < 200_000 or received:  # a reset may overtake the answer to what was not read
-        assert statuses(received) == expected
+        # A head that is too large is refused by its size where it came whole, else before its end.
+        assert statuses(received) == expected or (expected == [431] and statuses(received) == [400])
 
 
 @pytest.mark.parametrize("data", [GET, b""], ids=["headers that stop", "nothing"])

@@ -270,6 +270,12 @@ def test_every_status_is_an_error_with_a_code():
         assert error.maybe_applied is (status == 499 or (status >= 500 and status != 501))
 
 
+def test_names_in_an_error_are_bounded():
+    body = json.dumps({"error": {"code": "c" * 10_000}, "request_id": "r" * 10_000}).encode()
+    error = error_from_response(429, Metadata(), body, safe=False, now=0)
+    assert (error.error_code, error.request_id) == ("c" * 200, "r" * 200)
+
+
 @pytest.mark.parametrize("code", [code for code in StatusCode if code is not StatusCode.OK])
 def test_every_code_goes_to_http_and_comes_back(code):
     error = RpcError(code, "why", violations=[Violation("f", "d")], retry_after=1.2, error_code="")

@@ -176,25 +176,3 @@ def test_loops_that_were_closed_are_let_go_with_their_connections():
         gc.collect()
         assert [loop() for loop in loops] == [None] * 5
     assert peer.connections == 5
-
-
-async def test_a_kept_connection_waits_for_no_lock(monkeypatch):
-    """Each lock of httpcore takes a turn of the event loop, though one call at a time has the connection."""
-    taken = []
-    lock = httpcore._synchronization.AsyncLock
-    acquire = lock.__aenter__
-
-    async def spied(self):
-        taken.append(self)
-        return await acquire(self)
-
-    monkeypatch.setattr(lock, "__aenter__", spied)
-    with FaultyPeer(answering(GOOD)) as peer:
-        transport = AsyncHttpTransport(peer.url)
-        for _ in range(3):
-            await transport.unary_unary(
-                GetNoteRequest(id="n"), context(GET_NOTE, MAX_WAIT, asynchronous=True)
-            )
-        await transport.aclose()
-    assert len(taken) == 2, "as it connected, and not after that"
-    assert peer.connections == 1
