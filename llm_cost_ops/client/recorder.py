@@ -74,7 +74,9 @@ class Recorder:
         self._config = config
         self._build = build
         self._connect = connect
-        self._spool = None if config.spool is None else self._open_spool(config)
+        self._spool: Spool | None = None
+        if config.spool is not None:
+            self._spool = Spool(config.spool, durability=config.durability, max_bytes=config.spool_bytes)
         self._overflow = config.overflow or ("spill" if config.spool else "drop_newest")
         # `_ended`: it is closed, or the process ends. `_dropped`: nobody is left who would record.
         self._closed = self._ended = self._dropped = False
@@ -244,9 +246,6 @@ class Recorder:
         self._warm: bool = False
         self._telling = Telling(self._config)
 
-    def _open_spool(self, config: RecorderConfig) -> Spool:
-        return Spool(str(config.spool), durability=config.durability, max_bytes=config.spool_bytes)
-
     def _close_spool(self) -> None:
         if self._spool is not None and self._leave_by is None:
             self._spool.close()
@@ -387,10 +386,8 @@ class Recorder:
 
     def _send_here(self, until: float, batches: float = inf) -> None:
         """Send what is there in this thread, where the recorder has none and can't start it."""
-        if not self._left() or not self._may_send_here():
-            return
         line = self._line
-        while self._left() and self._may_send_here() and batches and time.monotonic() < until:
+        while batches and self._left() and self._may_send_here() and time.monotonic() < until:
             batches -= 1
             if not self._send_batch(line, until):
                 # It failed, or another thread has what is left.
@@ -509,23 +506,32 @@ class Recorder:
         """Make records of what waits in the queue, as many as the bound in bytes allows."""
         while self._queue and self._backlog_bytes < self._config.max_bytes:
             with self._lock:
-                raws = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH_RECORDS))]
-                taken = len(raws)
-                self._in_memory += taken
-            for raw in raws:
-                built = self._builder.built(raw)
+                raws = deque(self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH_RECORDS)))
+                self._in_memory += len(raws)
+            try:
+                while raws and not self._abandoned:
+                    self._build_one(raws.popleft())
+            except BaseException:  # a KeyboardInterrupt
                 with self._lock:
-                    if self._abandoned:
-                        return  # they were counted as dropped, and that was said
-                    if isinstance(built, Rejected):
-                        self._in_memory -= 1
-                        self._counts.reject(built)
-                    else:
-                        record, payload = built
-                        self._backlog.append((record, len(payload)))
-                        self._backlog_bytes += len(payload)
-                if isinstance(built, Rejected):
-                    self._telling.rejected(built)
+                    if not self._abandoned:
+                        self._in_memory -= len(raws)
+                        self._queue.extendleft(reversed(raws))
+                raise
+
+    def _build_one(self, raw: Raw) -> None:
+        built = self._builder.built(raw)
+        with self._lock:
+            if self._abandoned:
+                return  # it was counted as dropped, and that was said
+            if isinstance(built, Rejected):
+                self._in_memory -= 1
+                self._counts.reject(built)
+            else:
+                record, payload = built
+                self._backlog.append((record, len(payload)))
+                self._backlog_bytes += len(payload)
+        if isinstance(built, Rejected):
+            self._telling.rejected(built)
 
     def _next_batch(self) -> tuple[SpoolBatch | None, list[_Waiting]]:
         with self._lock:

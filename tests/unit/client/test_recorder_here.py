@@ -70,6 +70,17 @@ def test_what_a_callback_interrupts_was_counted() -> None:
     assert ledger.batches == [1, 1]
 
 
+def test_what_waits_behind_a_record_whose_callback_interrupts_is_sent_later() -> None:
+    with no_threads(), recording(Ledger(), on_error=once(interrupt)) as recorder:
+        for number in ("one", 2, 3):
+            recorder.record(None, {"model_id": "m", "input_tokens": number})
+        with pytest.raises(KeyboardInterrupt):
+            recorder.flush(MAX_WAIT)
+        assert counts(recorder.report()) == (0, 0, 0, 2)
+        report = recorder.flush(MAX_WAIT / 20)
+    assert (counts(report), report.rejected_count) == ((2, 0, 0, 0), 1)
+
+
 def test_a_flush_may_take_for_ever() -> None:
     with no_threads(), recording(Ledger()) as recorder:
         recorder.record(None, {"model_id": "m"})
