@@ -20,23 +20,26 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger.pieces import Piece
 from llm_cost_ops.ledger.types import Filter
+from llm_cost_ops.rpc.status import RpcError, invalid_argument
 from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, cover
 
 __all__ = [
     "DAY",
     "MAX_DIMENSIONS",
+    "MAX_GROUPS",
     "MAX_GROUPS_OF_LONG",
     "MAX_LONG",
     "MAX_PIECES",
     "MIN_ROWS",
     "OPEN",
     "UNWANTED",
+    "BoundedSums",
     "Days",
     "Fold",
     "Keys",
@@ -54,6 +57,7 @@ __all__ = [
     "long_to_fold",
     "runs_of",
     "settle",
+    "sums_to_answer",
 ]
 
 Keys = tuple[str, ...]
@@ -69,6 +73,9 @@ MIN_ROWS_OF_LONG = 20_000
 
 MAX_LONG = 4
 """So many spans of several days are kept for some dimensions of an organization: the last that were made."""
+
+MAX_GROUPS = 250_000
+"""An answer has so many groups at most: its JSON has about 64 MiB then, which is what a client takes."""
 
 MAX_DIMENSIONS = 32
 """For so many combinations of dimensions an organization's days are kept."""
@@ -374,28 +381,45 @@ class TooManyGroupsError(Exception):
     """More groups than are worth keeping."""
 
 
-class SumsToKeep(Totals):
-    """Sums while they are added up for a fold; TooManyGroupsError as soon as they are not worth keeping.
+class BoundedSums(Totals):
+    """Sums while they are added up, that raise `too_many()` as soon as they have more than `most` groups.
 
     Where nearly each record has a group of its own, all of them would need much memory.
     """
 
-    def __init__(self, fold: Fold, rows_a_group_of_long: int) -> None:
+    def __init__(self, most: int, too_many: Callable[[], Exception]) -> None:
         super().__init__()
+        self.most = most
+        self.too_many = too_many
         self._groups = 0
-        is_long = fold.last - fold.first > 1
-        rows_a_group = rows_a_group_of_long if is_long else MIN_ROWS_A_GROUP
-        most = fold.rows // rows_a_group if rows_a_group else 2**62
-        self.most = min(most, MAX_GROUPS_OF_LONG) if is_long else most
-        """How many groups are worth keeping."""
 
     def __setitem__(self, place: tuple[Keys, int, str], amounts: list[int]) -> None:
         # What is to be taken away has groups that are there beside it.
         if place[1] >= 0 and place not in self:
             self._groups += 1
             if self._groups > self.most:
-                raise TooManyGroupsError
+                raise self.too_many()
         super().__setitem__(place, amounts)
+
+
+def sums_to_answer() -> BoundedSums:
+    """Sums for an answer; INVALID_ARGUMENT where they have more than MAX_GROUPS groups."""
+    return BoundedSums(MAX_GROUPS, _too_many_to_answer)
+
+
+def _too_many_to_answer() -> RpcError:
+    rule = f"gives more than {MAX_GROUPS:,} groups: ask for a shorter time, some of them, or fewer dimensions"
+    return invalid_argument("group_by", rule)
+
+
+class SumsToKeep(BoundedSums):
+    """Sums for a fold; TooManyGroupsError as soon as they are not worth keeping."""
+
+    def __init__(self, fold: Fold, rows_a_group_of_long: int) -> None:
+        is_long = fold.last - fold.first > 1
+        rows_a_group = rows_a_group_of_long if is_long else MIN_ROWS_A_GROUP
+        most = fold.rows // rows_a_group if rows_a_group else 2**62
+        super().__init__(min(most, MAX_GROUPS_OF_LONG) if is_long else most, TooManyGroupsError)
 
     def found(self) -> Totals:
         """The sums of records. Those of none are left where something was taken away."""

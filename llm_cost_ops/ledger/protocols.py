@@ -85,7 +85,7 @@ class Sums(Protocol):
         of all; a call counts in each meter that it used, as unpriced where the meter has no price. Under ""
         is what has no lines: a cost that the provider reported. The lines are calculated from every record
         that the filter lets through, about 15 µs each; writing pays nothing for them. A ledger may keep what
-        it calculated for the next query.
+        it calculated for the next query. INVALID_ARGUMENT for more than day_spans.MAX_GROUPS groups.
         """
 
     async def occupied(self, where: Filter, width: int, context: CallContext) -> list[int]:

@@ -27,6 +27,7 @@ from llm_cost_ops.ledger.day_spans import (
     long_to_fold,
     runs_of,
     settle,
+    sums_to_answer,
 )
 from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.pieces import Piece, pieces_of
@@ -188,7 +189,7 @@ class _Query:
 
     def totals(self) -> Totals:
         """The answer, with what is kept."""
-        totals: Totals = {}
+        totals = sums_to_answer()
         if not self._orgs or not self._pieces:
             return totals
         if not self._needs_rows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from llm_cost_ops.ledger.day_spans import DAY, Keys, SumsToKeep, TooManyGroupsError, Totals
+from llm_cost_ops.ledger.day_spans import DAY, BoundedSums, Keys, Totals
 from llm_cost_ops.ledger.pieces import Piece
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
@@ -362,8 +362,8 @@ class SumQuery:
             units_sql("sum(f.cost)"),
             units_sql(f"sum(f.cost){reported}"),
         ]
-        most = self._totals.most if isinstance(self._totals, SumsToKeep) else None
-        limit = "" if most is None else f" LIMIT {most + 1}"
+        bounded = self._totals if isinstance(self._totals, BoundedSums) else None
+        limit = "" if bounded is None else f" LIMIT {bounded.most + 1}"
         names = "JOIN llm_cost_ops.organization o ON o.id = f.org " if self._named else ""
         rows = self._session.rows(
             f"WITH found AS MATERIALIZED (SELECT g.bucket, u.org, {series} AS series{columns}, {inner} "
@@ -377,8 +377,8 @@ class SumQuery:
             **named,
             **self._parameters,
         )
-        if most is not None and len(rows) > most:
-            raise TooManyGroupsError
+        if bounded is not None and len(rows) > bounded.most:
+            raise bounded.too_many()
         for row in rows:
             add_amounts(self._totals, (row[2:-9], row[0], row[1]), row[-9:])
 

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 
-from llm_cost_ops.ledger.day_spans import DAY, Fold, Rest, SumsToKeep, TooManyGroupsError, settle
+from llm_cost_ops.ledger.day_spans import (
+    DAY,
+    Fold,
+    Rest,
+    SumsToKeep,
+    TooManyGroupsError,
+    settle,
+    sums_to_answer,
+)
 from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.pieces import Piece, pieces_of
 from llm_cost_ops.ledger.retention import check_known
@@ -131,7 +139,7 @@ def _totals(
     buckets: Buckets,
 ) -> Totals:
     _check_known(connection, where, group_by, buckets)
-    totals: Totals = {}
+    totals = sums_to_answer()
     _add_totals(connection, where, group_by, list(pieces_of(where, buckets)), totals)
     return totals
 

@@ -32,6 +32,7 @@ from llm_cost_ops.ledger.sqlite.ledger import SqliteSums
 from llm_cost_ops.ledger.types import Entry, Filter, Revision
 from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.pricing.types import Pricing
+from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.times import buckets_between
 from tests.dict_ledger import DictLedger
 from tests.life_suite import faults, remove
@@ -493,3 +494,22 @@ def test_no_query_indexes_the_whole_table() -> None:
         ]
     assert any("usage_time" in plan for plan in plans)
     assert not [plan for plan in plans if "AUTOMATIC" in plan]
+
+
+def check_many_groups(store: Sync, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer of more groups than one may have is refused, from rows, sums and what is kept of days."""
+    monkeypatch.setattr(day_spans, "MIN_ROWS", 2)
+    monkeypatch.setattr(day_spans, "MIN_ROWS_A_GROUP", 1)
+    store.append([entry(at, user_id=f"user {at}", model_id=f"model {at}") for at in range(8)])
+    for group_by in (("user",), ("user",), ("model",), ("meter", "user"), ("user", "model")):
+        monkeypatch.setattr(day_spans, "MAX_GROUPS", 7)
+        with pytest.raises(RpcError, match="group_by gives more than 7 groups") as refused:
+            store.summarize(Filter(), group_by, None)
+        assert refused.value.code == StatusCode.INVALID_ARGUMENT
+        monkeypatch.setattr(day_spans, "MAX_GROUPS", 8 * 4)  # of meters, four
+        assert len(store.summarize(Filter(), group_by, None)) >= 8
+
+
+def test_an_answer_has_so_many_groups_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sync(durability="process") as store:
+        check_many_groups(store, monkeypatch)

@@ -36,6 +36,7 @@ from tests.unit.ledger.test_day_sums import (
     Groupings,
     book,
     check_groupings,
+    check_many_groups,
     fill,
     of_days,
     revise,
@@ -568,3 +569,7 @@ def test_kept_sums_of_another_server_are_deleted_by_a_migration(
     assert schema.adopt(session)
     session.close()
     assert connection.execute("SELECT count(*) FROM llm_cost_ops.day_span").fetchone() == (0,)
+
+
+def test_an_answer_has_so_many_groups_at_most(servers: list[Sync], monkeypatch: pytest.MonkeyPatch) -> None:
+    check_many_groups(servers[0], monkeypatch)
