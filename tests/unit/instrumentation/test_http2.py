@@ -17,6 +17,9 @@ from tests.unit.instrumentation.matrix import records_of
 from tests.waiting import MAX_WAIT
 
 h2 = pytest.importorskip("h2.connection", reason="needs the extra [grpc]")
+openai = pytest.importorskip("openai", reason="needs the extra [sdks]")
+anthropic = pytest.importorskip("anthropic", reason="needs the extra [sdks]")
+genai = pytest.importorskip("google.genai", reason="needs the extra [sdks]")
 httpx2 = pytest.importorskip("httpx2", reason="needs the extra [sdks]")
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
@@ -104,7 +107,6 @@ def check(client: CostOpsClient, records: int) -> None:
 
 
 async def test_openai(url: str, client: CostOpsClient) -> None:
-    openai = pytest.importorskip("openai", reason="needs the extra [sdks]")
     http = httpx2.AsyncClient(http1=False, http2=True)
     async with openai.AsyncOpenAI(api_key="k", base_url=f"{url}/v1", http_client=http) as sdk:
         client.instrument(sdk, provider="openai", stream_usage=True)
@@ -119,7 +121,6 @@ async def test_openai(url: str, client: CostOpsClient) -> None:
 
 
 def test_anthropic(url: str, client: CostOpsClient) -> None:
-    anthropic = pytest.importorskip("anthropic", reason="needs the extra [sdks]")
     http = httpx2.Client(http1=False, http2=True)
     with anthropic.Anthropic(api_key="k", base_url=url, http_client=http) as sdk:
         client.instrument(sdk)
@@ -135,7 +136,6 @@ def test_anthropic(url: str, client: CostOpsClient) -> None:
 
 
 def test_google(url: str, client: CostOpsClient) -> None:
-    genai = pytest.importorskip("google.genai", reason="needs the extra [sdks]")
     options: Any = {"base_url": url, "client_args": {"http1": False, "http2": True}}
     sdk = client.instrument(genai.Client(api_key="k", vertexai=False, http_options=options))
     assert sdk.models.generate_content(model="gemini-2.5-flash", contents="hi").text == "hello"
