@@ -85,6 +85,8 @@ class _Events(EventsProcessor):
     def __init__(self, owner: CallConnection, connection: FrameWriter) -> None:
         super().__init__(owner, connection)
         self._owner = owner
+        self.reason = ""
+        """Why the connection was closed, once it is."""
 
     @property
     def calls(self) -> dict[int, CallStream]:
@@ -96,6 +98,7 @@ class _Events(EventsProcessor):
             act(event)
 
     def close(self, reason: str = "the connection was lost") -> None:
+        self.reason = self.reason or reason
         self.connection.close()
         self.handler.close()
         for stream in list(self.calls.values()):
@@ -263,7 +266,7 @@ class CallConnection(H2Protocol, AbstractHandler):
         Its headers leave with what is sent next. Raises StreamFailedError.
         """
         if not self.usable:
-            raise StreamFailedError("the connection is closing", processed=False)
+            raise StreamFailedError(self.processor.reason or "the connection is closing", processed=False)
         stream = CallStream(self.connection, self.http2, self.connection._transport)  # noqa: SLF001  # as grpclib's
         try:
             number = self.http2.get_next_available_stream_id()
