@@ -26,10 +26,10 @@ _PATHS = (
     ("_api_client", "_async_httpx_client"),
     (),  # an HTTP client itself
 )
-# By the package of a client that can't be instrumented.
+# By the package of a client that can't be instrumented: the oldest version tried (tools.sdk_versions).
 _OLDEST = {
-    "anthropic": "anthropic 0.3",
-    "cohere": "cohere 5.0",
+    "anthropic": "anthropic 0.20",
+    "cohere": "cohere 5.9",
     "google": "google-genai 0.8",
     "openai": "openai 1.0",
 }

@@ -418,32 +418,32 @@ class ConnectionPool:
         if connection is None:
             connection = self._maker.create_connection(sent.url.origin)
 
-        # What an interrupt leaves half done, such as a lock that is held, nobody uses again.
         try:
             response = connection.handle_request(sent)
-        except Exception:
-            self._close(self._idle.give(connection))
-            raise
-        except BaseException:
-            connection.close()
+        except BaseException as error:
+            self._let_go(connection, error)
             raise
 
         def close() -> None:
             try:
                 response.close()
-            except Exception:
-                self._close(self._idle.give(connection))
+            except BaseException as error:
+                self._let_go(connection, error)
                 raise
-            except BaseException:
-                connection.close()
-                raise
-            self._close(self._idle.give(connection))
+            self._let_go(connection)
 
         return Answer(response.status, response.headers, response.stream, close)
 
     def close(self) -> None:
         self._close(self._idle.end())
         self._backend.shut()
+
+    def _let_go(self, connection: Any, error: BaseException | None = None) -> None:
+        """Take a connection back; what an interrupt left half done, such as a held lock, is closed."""
+        if error is None or isinstance(error, Exception):
+            self._close(self._idle.give(connection))
+        else:
+            connection.close()
 
     def _close(self, connections: list[Any]) -> None:
         for connection in connections:
